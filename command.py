@@ -1,0 +1,86 @@
+"""How every command starts and ends: its environment, and one clear line with exit code 2 for what a user can mend."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message says what, where, and what to do, in one line."""
+
+
+class Stopped(Exception):
+    """The run ends early because a signal or the time limit asked for it. Finished work is on disk."""
+
+
+stop_event = threading.Event()  # set when a signal or the time limit asks this run to end
+_signals: list[int] = []
+
+
+def check_stop() -> None:
+    """Raise `Stopped` if this run has been asked to end. Long steps call it between batches and chunks."""
+    if stop_event.is_set():
+        reason = signal.Signals(_signals[0]).name if _signals else "the time limit is reached"
+        raise Stopped(f"stopped: {reason}; finished work is kept, the same command goes on from here")
+
+
+def limit_time(seconds: float) -> None:
+    """Ask this run to end, with exit code 0, after so many seconds."""
+    timer = threading.Timer(seconds, stop_event.set)
+    timer.daemon = True
+    timer.start()
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command's `main` and exit: 0, its own code, 2 for an `InputError`, 128 + signal after Ctrl-C or SIGTERM."""
+
+    def on_signal(number, _frame):
+        if _signals:  # asked twice: end at once; files are written beside and renamed, so none is half-made
+            os._exit(128 + number)
+        _signals.append(number)
+        stop_event.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    try:
+        code = main() or 0
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = 128 + _signals[0] if _signals else 0
+    except InputError as error:
+        code = _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in DISK_FULL or "No space left" in str(error) or "errno = 28" in str(error):
+            code = _fail(f"no space left on the disk{where}; free some and run the same command again")
+        elif error.errno in UNUSABLE_PATH:
+            code = _fail(f"{error.strerror}{where}; give another path or change its rights")
+        else:
+            raise
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def prepare_backend() -> None:
+    """Set the environment before Keras is imported, except what the user has set.
+
+    One inter-op thread and one intra-op thread a core trained ResNet50 1.9 times as fast on two cores as
+    TensorFlow's default (7.65 against 4.1 images/s), which runs several operations side by side on the same cores.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(os.cpu_count()))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs no new bar ten times a second

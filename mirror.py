@@ -1,0 +1,364 @@
+"""Where photos live: a mirror of the Google Landmarks layout at a URL, in a folder, or the built-in sample.
+
+    python mirror.py import FOLDER OUT [--non-landmarks FOLDER]     a folder per landmark becomes a mirror
+    python mirror.py fetch CSV OUT [--split train] [--size 512]     the 2018 form: id,url,landmark_id
+    python mirror.py shrink MIRROR OUT --size 256                   a small local copy
+    python mirror.py check MIRROR                                   read every shard and report each fault
+"""
+
+import argparse
+import atexit
+import csv
+import shutil
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+import command
+import download
+from command import InputError
+from files import md5
+from shards import DamagedShard, FolderShard, TarShard
+
+PUBLIC = "https://s3.amazonaws.com/google-landmark"
+SPLITS = ("train", "index", "test")
+SOLUTIONS = {
+    "recognition": "ground_truth/recognition_solution_v2.1.csv",
+    "retrieval": "ground_truth/retrieval_solution_v2.1.csv",
+}
+PHOTOS_PER_VIRTUAL_SHARD = 8192  # as many as a shard of the public mirror holds
+MAX_SHARDS = 1000  # images_NNN has three digits
+
+
+class Mirror:
+    """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
+
+    name: str
+
+    def path(self, relative: str) -> Path | None:
+        """A metadata file on disk, downloaded first where need be; None when the mirror has none."""
+        raise NotImplementedError
+
+    def shard_names(self, split: str) -> list[str]:
+        """The names of a split's shards, in order, as the mirror itself tells them; empty when it has none."""
+        raise NotImplementedError
+
+    def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
+        """The shards of these names one after another, each closed when the next is asked for.
+
+        Raises:
+            InputError: a shard cannot be had, or is damaged.
+        """
+        raise NotImplementedError
+
+    def train(self) -> pd.DataFrame:
+        """`id` (str) and `landmark_id` (int64) of every train photo. Raises InputError for a malformed file."""
+        return self._table("train", ["id", "landmark_id"])
+
+    def ids(self, split: str) -> list[str]:
+        """The ids of a split's photos, in the order of its CSV."""
+        return self._table(split, ["id"])["id"].tolist()
+
+    def categories(self) -> dict[int, str]:
+        """Landmark ids to category names; empty where the mirror does not tell."""
+        path = self.path("metadata/train_label_to_category.csv")
+        if path is None:
+            return {}
+        table = _read_table(path, ["landmark_id", "category"])
+        return dict(zip(table["landmark_id"], table["category"], strict=True))
+
+    def solution(self, task: str) -> Path | None:
+        """The published solution of "recognition" or "retrieval", where there is one."""
+        return self.path(SOLUTIONS[task])
+
+    def published_md5(self, split: str, name: str) -> str | None:
+        """The md5 that the mirror states for a shard, if it does."""
+        path = self.path(f"md5sum/{split}/md5.{name}.txt")
+        words = path.read_text(errors="replace").split() if path else []
+        return words[0].lower() if words else None
+
+    def require(self, *splits: str) -> None:
+        """Raise InputError unless the mirror has shards of each of these splits."""
+        for split in splits:
+            if not self.shard_names(split):
+                raise InputError(
+                    f"{self.name} is no mirror with {split} photos: it has neither {split}/images_000.tar nor a tree "
+                    f"{split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py import`"
+                )
+
+    def _table(self, split: str, columns: list[str]) -> pd.DataFrame:
+        path = self.path(f"metadata/{split}.csv")
+        if path is None:
+            raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
+        return _read_table(path, columns)
+
+
+class FolderMirror(Mirror):
+    """A mirror in a folder: its shards are read in place and never deleted.
+
+    A split may be tar shards or an extracted tree `SPLIT/a/b/c/ID.jpg`, which is grouped into virtual shards; the CSVs
+    may lie in `metadata/` or, as in a Kaggle competition's input folder, beside the splits.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.name = str(folder)
+        self._tree_ids: dict[str, list[str]] = {}
+
+    def path(self, relative: str) -> Path | None:
+        return next((p for p in (self.folder / relative, self.folder / Path(relative).name) if p.is_file()), None)
+
+    def shard_names(self, split: str) -> list[str]:
+        tars = sorted(path.stem for path in (self.folder / split).glob("images_*.tar"))
+        virtual = -(-len(self._ids_of_tree(split)) // PHOTOS_PER_VIRTUAL_SHARD) if not tars else 0
+        return tars or [f"images_{number:03d}" for number in range(virtual)]
+
+    def ids(self, split: str) -> list[str]:
+        return super().ids(split) if self.path(f"metadata/{split}.csv") else self._ids_of_tree(split)
+
+    def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
+        for name in names:
+            with closing(self._open(split, name)) as shard:
+                yield shard
+
+    def _open(self, split: str, name: str) -> TarShard | FolderShard:
+        path = self.folder / split / f"{name}.tar"
+        if path.exists():
+            try:
+                return TarShard(path)
+            except DamagedShard as damage:
+                raise InputError(f"damaged shard {damage}; copy it to the mirror again") from damage
+        begin = int(name.removeprefix("images_")) * PHOTOS_PER_VIRTUAL_SHARD
+        ids = self._ids_of_tree(split)[begin : begin + PHOTOS_PER_VIRTUAL_SHARD]
+        return FolderShard(self.folder / split, name, ids)
+
+    def _ids_of_tree(self, split: str) -> list[str]:
+        """The sorted ids of an extracted tree: from its CSV, the sample submission, or else the tree itself."""
+        if split not in self._tree_ids:
+            root = self.folder / split
+            listing = self.path(f"metadata/{split}.csv")
+            if listing is None and split == "test":
+                listing = self.path("sample_submission.csv")
+            if not root.is_dir() or next(root.glob("images_*.tar"), None):
+                ids = []
+            elif listing:
+                ids = _read_table(listing, ["id"])["id"].tolist()
+            else:
+                ids = [path.stem for path in root.glob("?/?/?/*.jpg")]
+            self._tree_ids[split] = sorted(ids)
+        return self._tree_ids[split]
+
+
+class WebMirror(Mirror):
+    """A mirror at a URL: what is used is downloaded into `cache`, and a shard is deleted as soon as it is done.
+
+    While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk. A shard whose md5
+    differs from the published one is downloaded a second time; if it differs again, it is used when the tar reads
+    whole (train shard 000 of the public mirror has never matched), said once and recorded in
+    `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
+    """
+
+    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
+        self.url = self.name = url.rstrip("/")
+        self.cache = cache
+        self.ahead = ahead
+        self.strict_md5 = strict_md5
+        self._shard_counts: dict[str, int] = {}
+
+    def path(self, relative: str) -> Path | None:
+        path = self.cache / relative
+        if path.is_file() or download.download(f"{self.url}/{relative}", path):
+            return path
+        return None
+
+    def shard_names(self, split: str) -> list[str]:
+        if split not in self._shard_counts:
+            self._shard_counts[split] = self._count_shards(split)
+        return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
+
+    def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
+        self._clear_shards(keep=[self._place(split, name) for name in names[: self.ahead + 1]])
+        waiting = iter(names)
+        abandoned = threading.Event()
+
+        def check() -> None:
+            command.check_stop()
+            if abandoned.is_set():
+                raise command.Stopped("the shards are not wanted any more")
+
+        pool = ThreadPoolExecutor(max_workers=max(self.ahead, 1))
+
+        def fetch_next(count: int) -> list[Future]:
+            return [pool.submit(self._fetch, split, name, check) for name in islice(waiting, count)]
+
+        try:
+            fetched = deque(fetch_next(self.ahead + 1))
+            while fetched:
+                path = fetched.popleft().result()
+                with closing(TarShard(path)) as shard:
+                    yield shard
+                path.unlink()
+                fetched.extend(fetch_next(1))
+        finally:
+            abandoned.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _count_shards(self, split: str) -> int:
+        """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) requests."""
+
+        def has(number: int) -> bool:
+            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")
+
+        if not has(0):
+            return 0
+        there, missing = 0, 1
+        while has(missing):
+            there, missing = missing, 2 * missing
+        while missing - there > 1:
+            middle = (there + missing) // 2
+            there, missing = (middle, missing) if has(middle) else (there, middle)
+        return missing
+
+    def _place(self, split: str, name: str) -> Path:
+        return self.cache / split / f"{name}.tar"
+
+    def _clear_shards(self, keep: list[Path]) -> None:
+        """Delete what a killed run has left, so that the promise about the disk holds from the start."""
+        for path in self.cache.glob("*/images_*.tar*"):
+            if path.with_name(path.name.removesuffix(".part")) not in keep:
+                path.unlink()
+
+    def _fetch(self, split: str, name: str, check: Callable[[], None]) -> Path:
+        """The shard on disk, verified; a shard with a fault is downloaded a second time."""
+        path = self._place(split, name)
+        relative = f"{split}/{name}.tar"
+        expected = self.published_md5(split, name)
+        for is_second in (False, True):
+            if not path.exists():
+                if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
+                    raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
+            found = md5(path)
+            matches = expected in (None, found) or found in self._accepted_mismatches()
+            fault = f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
+            if matches or (is_second and not self.strict_md5):
+                try:
+                    TarShard(path).close()
+                except DamagedShard as damage:
+                    fault = str(damage)
+                else:
+                    if not matches:
+                        self._accept_mismatch(relative, expected, found)
+                    return path
+            path.unlink()
+        raise InputError(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
+
+    def _accepted_mismatches(self) -> set[str]:
+        path = self.cache / "md5_mismatches.csv"
+        return set(_read_table(path, ["found"])["found"]) if path.exists() else set()
+
+    def _accept_mismatch(self, relative: str, expected: str, found: str) -> None:
+        path = self.cache / "md5_mismatches.csv"
+        is_new = not path.exists()
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerows([["shard", "expected", "found"]] * is_new + [[relative, expected, found]])
+        tqdm.write(
+            f"warning: {self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
+            f"used, because the tar reads whole, and recorded in {path}",
+            file=sys.stderr,
+        )
+
+
+def open_mirror(
+    source: str, cache: Path | None = None, ahead: int = 1, strict_md5: bool = False, seed: int = 0
+) -> Mirror:
+    """Open a mirror at a URL, in a folder, or `sample`, the built-in one, made in `cache` if it is not there yet.
+
+    Args:
+        cache: the folder that downloads and the sample go to; a folder of this process' own when None.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if cache is None:
+        cache = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    if source.startswith(("http://", "https://")):
+        return WebMirror(source, cache, ahead, strict_md5)
+    if source == "sample":
+        from sample import make_sample
+
+        folder = cache / f"sample-{seed}"
+        if not folder.exists():
+            make_sample(folder, seed)
+        return FolderMirror(folder)
+    if not Path(source).is_dir():
+        raise InputError(f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a folder")
+    return FolderMirror(Path(source))
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """These columns of a CSV, ids as str and landmark ids as int64; InputError names the file and the fault."""
+    try:
+        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)[columns]
+        if "landmark_id" in columns:
+            table["landmark_id"] = table["landmark_id"].astype("int64")
+    except (ValueError, OSError, OverflowError) as error:
+        raise InputError(f"{path} is not a CSV with the columns {','.join(columns)}: {error}") from error
+    if "id" in columns and table["id"].duplicated().any():
+        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
+        raise InputError(f"{path} lists the photo {twice!r} twice; every id must be there once")
+    return table
+
+
+def main() -> int | None:
+    import convert
+
+    parser = argparse.ArgumentParser(description="Make, shrink and check mirrors.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    importing = commands.add_parser("import", help="a folder per landmark becomes a mirror with solutions")
+    importing.add_argument("folder", type=Path, help="holds one folder of photos a landmark; its name is the category")
+    importing.add_argument("out", type=Path)
+    importing.add_argument("--non-landmarks", type=Path, help="a folder of photos that show no landmark")
+    importing.add_argument("--seed", type=int, default=0, help="of the split into train, index and test (default 0)")
+
+    fetching = commands.add_parser("fetch", help="photos listed by URL (id,url,landmark_id) become a mirror")
+    fetching.add_argument("csv", type=Path)
+    fetching.add_argument("out", type=Path)
+    fetching.add_argument(
+        "--split", choices=[*SPLITS, "divide"], default="train",
+        help="the split that the photos go to; `divide` splits them like import does (default train)",
+    )  # fmt: skip
+    fetching.add_argument("--size", type=int, default=512, help="longest longer side in pixels (default 512)")
+    fetching.add_argument("--threads", type=int, default=16, help="downloads at a time (default 16)")
+    fetching.add_argument("--seed", type=int, default=0, help="of --split divide (default 0)")
+
+    shrinking = commands.add_parser("shrink", help="a copy of a mirror with small photos")
+    shrinking.add_argument("mirror", help="sample, a URL or a folder")
+    shrinking.add_argument("out", type=Path)
+    shrinking.add_argument("--size", type=int, required=True, help="longest longer side in pixels")
+
+    checking = commands.add_parser("check", help="read everything and report each fault")
+    checking.add_argument("mirror", help="sample, a URL or a folder")
+
+    arguments = vars(parser.parse_args())
+    actions = {
+        "import": convert.import_folder,
+        "fetch": convert.fetch,
+        "shrink": convert.shrink,
+        "check": convert.check,
+    }
+    return actions[arguments.pop("command")](**arguments)
+
+
+if __name__ == "__main__":
+    command.run(main)

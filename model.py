@@ -1,0 +1,246 @@
+"""The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
+
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from command import InputError
+from efficientnet_lite import EfficientNetLite0
+from files import whole
+
+register = keras.saving.register_keras_serializable("landmarks")
+
+
+@register
+class RandomCropFlip(layers.Layer):
+    """While training, a random square of each photo, mirrored in half of them; else the whole photo.
+
+    (B, H, W, 3) uint8 to (B, crop, crop, 3) uint8, or unchanged. Every photo has a crop of its own, where
+    keras.layers.RandomCrop takes one for the batch.
+
+    Args:
+        crop: side of the square in pixels; 0 for no crop.
+        flip: whether to mirror.
+    """
+
+    def __init__(self, crop: int, flip: bool, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        self.crop, self.flip, self.seed = crop, flip, seed
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, photos, training=False):
+        if not training:
+            return photos
+        batch, height, width = ops.shape(photos)[0], photos.shape[1] or ops.shape(photos)[1], ops.shape(photos)[2]
+        side_y, side_x = (self.crop, self.crop) if self.crop else (height, width)
+        top, left, mirror = (self._uniform(batch) for _ in range(3))
+        rows = ops.arange(side_y)[None] + ops.cast(top * ops.cast(height - side_y + 1, "float32"), "int32")
+        columns = ops.tile(ops.arange(side_x)[None], (batch, 1))
+        if self.flip:
+            columns = ops.where(mirror < 0.5, side_x - 1 - columns, columns)
+        columns = columns + ops.cast(left * ops.cast(width - side_x + 1, "float32"), "int32")
+        pixels = ops.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1, 1))
+        flat = ops.reshape(photos, (batch, -1, photos.shape[-1]))
+        return ops.reshape(ops.take_along_axis(flat, pixels, axis=1), (batch, side_y, side_x, photos.shape[-1]))
+
+    def _uniform(self, batch):
+        return keras.random.uniform((batch, 1), seed=self.generator)
+
+    def get_config(self):
+        return {**super().get_config(), "crop": self.crop, "flip": self.flip, "seed": self.seed}
+
+
+@register
+class Normalization(layers.Layer):
+    """The input that a backbone was pretrained on: `scale` * RGB (or BGR) in 0..255 + `offset`, per channel."""
+
+    def __init__(self, scale: list[float], offset: list[float], bgr: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.scale, self.offset, self.bgr = scale, offset, bgr
+
+    @classmethod
+    def like(cls, preprocess_input, **kwargs) -> "Normalization":
+        """The layer that does what a `preprocess_input` of keras.applications does; they are all affine."""
+        black, white, red = (preprocess_input(np.array([[[color]]], "float32"))[0, 0, 0] for color in (
+            [0, 0, 0], [255, 255, 255], [255, 0, 0],
+        ))  # fmt: skip
+        scale = (white - black) / 255
+        return cls(scale.tolist(), black.tolist(), bgr=bool(red[0] == black[0]), **kwargs)
+
+    def call(self, photos):
+        photos = ops.cast(photos, "float32")
+        if self.bgr:
+            photos = ops.flip(photos, axis=-1)
+        photos = photos * ops.array(self.scale, "float32") + ops.array(self.offset, "float32")
+        return ops.cast(photos, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale, "offset": self.offset, "bgr": self.bgr}
+
+
+@register
+class GeM(layers.Layer):
+    """Generalized-mean pooling with a learned power: (B, H, W, C) to (B, C) float32.
+
+    p = 1 is the average, p to infinity the maximum. Computed in float32, since a cube overflows float16.
+
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018.
+    """
+
+    def __init__(self, p: float = 3.0, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.initial_p = p
+
+    def build(self, _shape):
+        self.p = self.add_weight(name="p", shape=(), initializer=keras.initializers.Constant(self.initial_p))
+
+    def call(self, features):
+        features = ops.maximum(ops.cast(features, "float32"), 1e-6)
+        return ops.mean(features**self.p, axis=(1, 2)) ** (1.0 / self.p)
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.initial_p}
+
+
+SETTINGS = (  # those of a recipe that `build_model` takes
+    "backbone", "weights", "pooling", "crop_size", "flip", "dropout", "freeze_batch_norm", "precision", "seed",
+)  # fmt: skip
+POOLINGS = {"max": layers.GlobalMaxPooling2D, "average": layers.GlobalAveragePooling2D, "gem": GeM}
+
+
+def build_model(
+    classes: int,
+    backbone: str = "EfficientNetLite0",
+    weights: str = "imagenet",
+    pooling: str = "gem",
+    crop_size: int = 0,
+    flip: bool = True,
+    dropout: float = 0.0,
+    freeze_batch_norm: bool = False,
+    precision: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """(B, H, W, 3) uint8 RGB photos to (B, classes) float32 softmax; the layer "embedding" holds the pooled (B, D).
+
+    Arguments as the settings of the same names (`recipe.Recipe`).
+
+    Raises:
+        InputError: no such backbone, or its weights cannot be had.
+    """
+    keras.utils.set_random_seed(seed)
+    keras.mixed_precision.set_global_policy(precision)
+    base, preprocess_input = _build_backbone(backbone, weights)
+    if freeze_batch_norm:
+        for layer in base.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.trainable = False
+    photos = keras.Input((None, None, 3), dtype="uint8", name="photos")
+    x = RandomCropFlip(crop_size, flip, seed, name="augmentation")(photos)
+    x = Normalization.like(preprocess_input, name="normalization")(x)
+    x = base(x)
+    x = POOLINGS[pooling](name="embedding")(x)
+    x = layers.Dropout(dropout, seed=seed)(x) if dropout else x
+    landmark = layers.Dense(classes, activation="softmax", dtype="float32", name="landmark")(x)
+    return keras.Model(photos, landmark, name="recognition")
+
+
+def predictor(model: keras.Model) -> keras.Model:
+    """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best class: `landmark` and its `score`."""
+    embedding = ops.cast(model.get_layer("embedding").output, "float32")
+    return keras.Model(
+        model.input,
+        {
+            "embedding": ops.normalize(embedding, axis=-1),
+            "landmark": ops.argmax(model.output, axis=-1),
+            "score": ops.max(model.output, axis=-1),
+        },
+    )
+
+
+def predict(predictor: keras.Model, photos: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """What `predictor` says of at most `batch_size` photos; a short batch is filled up, so that each has one shape."""
+    filled = np.concatenate([photos, np.zeros((batch_size - len(photos), *photos.shape[1:]), photos.dtype)])
+    return {name: np.asarray(array)[: len(photos)] for name, array in predictor.predict_on_batch(filled).items()}
+
+
+def sparse_crossentropy(label_smoothing: float):
+    """The loss for integer labels: one-hot targets of 203,094 classes would not fit."""
+    if not label_smoothing:
+        return "sparse_categorical_crossentropy"
+    return SmoothedCrossentropy(label_smoothing)
+
+
+@register
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Sparse cross-entropy of softmax probabilities (B, classes) with part of the target spread over all classes.
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
+    """
+
+    def __init__(self, smoothing: float, name: str = "smoothed_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.smoothing = smoothing
+
+    def call(self, y_true, y_pred):
+        sharp = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+        even = -ops.mean(ops.log(ops.maximum(y_pred, 1e-7)), axis=-1)
+        return (1 - self.smoothing) * sharp + self.smoothing * even
+
+    def get_config(self):
+        return {"smoothing": self.smoothing, "name": self.name}
+
+
+def save(model: keras.Model, path: Path) -> None:
+    """Write `model` as a .keras file that appears only when it is whole."""
+    with whole(path) as part:
+        model.save(part)
+
+
+def load(path: Path) -> keras.Model:
+    """Load a .keras file of this project, without running code from it. Raises InputError if it is none."""
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
+        raise InputError(f"{path} is not a model of this project that loads: {str(error)[:300]}") from error
+
+
+def _build_backbone(name: str, weights: str):
+    """The backbone without its head, and its module's `preprocess_input`."""
+    applications = [name for name in dir(keras.applications) if name[0].isupper()]
+    if name == "EfficientNetLite0":
+        build = EfficientNetLite0
+    elif name in applications:
+        build = getattr(keras.applications, name)
+    else:
+        close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
+        raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
+    source = None if weights == "none" else weights
+    is_file = source not in (None, "imagenet")
+    if is_file and not Path(source).is_file():
+        raise InputError(f"weights {source!r} is neither imagenet, none, nor a file")
+    try:
+        base = build(include_top=False, weights=None if is_file else source, input_shape=(None, None, 3))
+    except InputError:
+        raise
+    except Exception as error:  # keras.utils.get_file raises a bare Exception when the download fails
+        raise InputError(
+            f"backbone {name} with weights {weights} cannot be built ({str(error)[:200]}); without network give "
+            "--weights FILE (a .h5 from the Keras applications site) or --weights none"
+        ) from error
+    if is_file:
+        _load_backbone(base, Path(source))
+    return base, sys.modules[build.__module__].preprocess_input
+
+
+def _load_backbone(base: keras.Model, path: Path) -> None:
+    try:
+        if path.suffix == ".keras":
+            base.set_weights(load(path).get_layer(base.name).get_weights())
+        else:
+            base.load_weights(path)
+    except Exception as error:  # HDF5 and Keras errors of many types
+        raise InputError(f"{path} does not hold weights of {base.name}: {str(error)[:300]}") from error

@@ -1,0 +1,213 @@
+"""The settings: typed, checked, from a recipe (TOML), the work folder, and the command line.
+
+A recipe in `recipes/` holds one known-good set. What the command line gives wins over the recipe; what neither gives
+has the default below, which is the `small` recipe. The work folder keeps the settings that its model was made with.
+"""
+
+import re
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from command import InputError
+from files import whole
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _seconds(value: object) -> object:
+    """`90m`, `11h`, `11h30m` or a number of seconds."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[hms])+", value):
+        return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", value))
+    return value
+
+
+class Recipe(BaseSettings):
+    """Settings of recognition.py and retrieval.py; photos are measured in pixels."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+    )
+
+    recipe: str = "small"
+    """the settings to start from: a name in recipes/ or a TOML file; a work folder's own where it has one"""
+    mirror: str = "sample"
+    """where the photos are: `sample` (built in), a URL, or a folder"""
+    work: Path = Path("work")
+    """folder for everything that is made; a run that was stopped goes on from what it holds"""
+    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0)
+    """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
+    shards: str = Field("", pattern=r"^(\d+:\d+)?$")
+    """embed only these shards of index and test, like 0:17 (the end is left out), so that several runs share the work"""
+
+    ahead: int = Field(1, ge=0)
+    """shards to download while one is in use; at most this + 1 are on disk"""
+    strict_md5: bool = False
+    """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
+
+    min_images: int = Field(2, ge=1)
+    """learn only landmarks with at least this many train photos"""
+    exclude: list[int] = []
+    """landmark ids not to learn"""
+    validation_shards: int = Field(1, ge=0)
+    """train shards, the last ones, held out to validate on"""
+    validation_images: int = Field(2048, ge=1)
+    """photos of the held-out shards to validate on, at most; they stay in memory"""
+
+    backbone: str = "EfficientNetLite0"
+    """EfficientNetLite0 or the name of any model in keras.applications"""
+    weights: str = "imagenet"
+    """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
+    pooling: Literal["max", "average", "gem"] = "gem"
+    """how the feature map becomes the embedding; gem: generalized mean with a learned power"""
+    image_size: int = Field(216, ge=32, le=2048)
+    """photos are squashed to a square of this side"""
+    crop_size: int = Field(192, ge=0, le=2048)
+    """side of the random crop that is trained on; 0: no crop. Predictions see the whole photo"""
+    flip: bool = True
+    """mirror half of the photos while training"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """share of the embedding that is dropped before the head while training"""
+    freeze_batch_norm: bool = False
+    """keep the backbone's batch normalisation as it was pretrained"""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
+
+    epochs: int = Field(10, ge=1)
+    """times that every train shard is seen; one shard is one mini-epoch"""
+    batch_size: int = Field(32, ge=1)
+    """photos in a step"""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's learning rate at the start"""
+    learning_rate_steps: dict[int, float] = {}
+    """learning rate from a mini-epoch on, like 170=1e-4"""
+    schedule: Literal["steps", "cosine"] = "cosine"
+    """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """share of the target that is spread over all landmarks"""
+    checkpoint_minutes: float = Field(0, ge=0)
+    """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
+    seed: int = Field(0, ge=0)
+    """of the sample, the shuffling, the augmentation and the first weights"""
+
+    index_parts: int = Field(6, ge=1)
+    """the index is searched in so many parts, one in memory at a time"""
+    rerank: bool = True
+    """bring the neighbours with the query's predicted landmark nearer"""
+    rerank_factor: float = Field(1.5, ge=1)
+    """what the distance of such a neighbour is divided by"""
+    rerank_depth: int = Field(300, ge=1)
+    """neighbours that are re-ranked before the best 100 are kept"""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "Recipe":
+        if self.crop_size > self.image_size:
+            raise ValueError(f"crop_size {self.crop_size} is larger than image_size {self.image_size}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, **_):
+        return (init_settings,)  # no environment variable may change a run unseen
+
+
+# What may differ between two runs in one work folder: it changes neither the model nor the features.
+FREE = {
+    "recipe", "work", "time_limit", "shards", "ahead", "strict_md5", "checkpoint_minutes",
+    "index_parts", "rerank", "rerank_factor", "rerank_depth",
+}  # fmt: skip
+OF_ONE_RUN = {"work", "time_limit", "shards"}  # not kept in the work folder
+
+
+def load(arguments: list[str]) -> Recipe:
+    """The settings of a command line, over those of the recipe it names or else of its work folder.
+
+    Raises:
+        InputError: an unknown name, a wrong value, or one that differs from what the work folder was made with.
+    """
+    try:
+        given = CliSettingsSource(Recipe, cli_parse_args=arguments)()
+    except SettingsError as error:
+        raise InputError(_explain_arguments(str(error))) from error
+    if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
+        given["mirror"] = str(Path(given["mirror"]).resolve())
+    kept = Path(given.get("work", "work")) / "recipe.toml"
+    base = kept if kept.exists() and "recipe" not in given else _find(given.get("recipe", "small"))
+    recipe = _validated({**_read(base), **given}, base)
+    if kept.exists():
+        before = _validated(_read(kept), kept)
+        changed = {name for name in Recipe.model_fields if getattr(before, name) != getattr(recipe, name)} - FREE
+        if changed:
+            was = ", ".join(f"{name} = {getattr(before, name)}, now {getattr(recipe, name)}" for name in sorted(changed))
+            raise InputError(f"{kept.parent} was begun with {was}; give these as they were, or another --work")
+    return recipe
+
+
+def keep(recipe: Recipe) -> None:
+    """Note the settings in the work folder."""
+    with whole(recipe.work / "recipe.toml") as part:
+        part.write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude=OF_ONE_RUN)))
+
+
+def selected(names: list[str], shards: str) -> list[str]:
+    """The shard names that the setting `shards`, like 0:17, selects; all of them if it is empty."""
+    if not shards:
+        return names
+    begin, end = map(int, shards.split(":"))
+    return names[begin:end]
+
+
+def _find(recipe: str) -> Path:
+    path = RECIPES / f"{recipe}.toml"
+    if path.exists():
+        return path
+    if Path(recipe).is_file():
+        return Path(recipe)
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+    raise InputError(f"recipe {recipe!r} is neither one of {names} nor a TOML file")
+
+
+def _read(path: Path) -> dict:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def _validated(settings: dict, source: Path) -> Recipe:
+    try:
+        return Recipe(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: unknown setting {name}{_suggest(name)}") from error
+        value = f" (given: {settings[name]!r})" if name in settings else ""
+        raise InputError(f"--{name.replace('_', '-')}: {first['msg']}{value}; see --help".removeprefix("--: ")) from error
+
+
+def _explain_arguments(message: str) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
+    return message + (_suggest(unknown[1].replace("-", "_")) if unknown else "") + "; see --help"
+
+
+def _suggest(name: str) -> str:
+    close = get_close_matches(name, Recipe.model_fields, n=1)
+    return f" (did you mean --{close[0].replace('_', '-')}?)" if close else ""

@@ -1,0 +1,85 @@
+"""Which landmark does each test photo show, and how sure is that? Train, predict, write and score the submission.
+
+    python recognition.py [--recipe NAME|FILE.toml] [--mirror sample|URL|DIR] [--work DIR] [settings...]
+
+`--help` names every setting. The same command goes on where an earlier run was stopped.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import command
+import recipe as recipes
+from files import whole
+from mirror import Mirror, open_mirror
+
+
+def main() -> None:
+    recipe = recipes.load(sys.argv[1:])
+    command.prepare_backend()
+    if recipe.time_limit:
+        command.limit_time(recipe.time_limit)
+    mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
+    mirror.require("train", "test")
+    recipes.keep(recipe)
+
+    import features  # imports Keras, which takes seconds that --help and a wrong setting need not wait for
+
+    model, landmarks = trained_model(recipe, mirror)
+    files = features.embed(model, landmarks, recipe, mirror, "test")
+    if files is None:
+        return
+    write_submission(mirror, files, recipe.work / "recognition.csv")
+    score(mirror, recipe.work)
+
+
+def trained_model(recipe: recipes.Recipe, mirror: Mirror):
+    """The model in the work folder and its landmark ids; trained now, or further, unless it is finished."""
+    import model as models
+    import training
+
+    path = recipe.work / "model.keras"
+    labels = recipe.work / "labels.csv"
+    if not path.exists():
+        landmarks = training.select_classes(mirror.train(), recipe.min_images, recipe.exclude)
+        with whole(labels) as part:
+            pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
+        models.save(training.train(recipe, mirror, landmarks), path)
+        (recipe.work / "checkpoint.keras").unlink(missing_ok=True)
+    return models.load(path), models.load_labels(labels)
+
+
+def write_submission(mirror: Mirror, files: list[Path], path: Path) -> None:
+    """One row for each test photo: its landmark and score, or nothing where it could not be read."""
+    import features
+    import submission
+
+    predicted = [features.load_features(file) for file in files]
+    ids = np.concatenate([part.ids for part in predicted]).tolist()
+    landmarks = np.concatenate([part.landmark for part in predicted])
+    scores = np.concatenate([part.score for part in predicted])
+    submission.write_recognition(
+        path, mirror.ids("test"), dict(zip(ids, landmarks, strict=True)), dict(zip(ids, scores, strict=True))
+    )
+    print(f"{path}: {len(ids):,} predictions")
+
+
+def score(mirror: Mirror, work: Path) -> None:
+    """Score the submission where the mirror has the solution, print it and write it down."""
+    import metrics
+
+    solution = mirror.solution("recognition")
+    if solution is None:
+        return
+    scores = metrics.score_recognition(work / "recognition.csv", solution)
+    with whole(work / "recognition.metrics.json") as part:
+        part.write_text(json.dumps(scores, indent=2))
+    print(json.dumps(scores, indent=2))
+
+
+if __name__ == "__main__":
+    command.run(main)

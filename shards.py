@@ -1,0 +1,126 @@
+"""A shard: some thousands of photos, read one at a time by id from a tar or a folder tree."""
+
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+
+from files import whole
+
+MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCII)
+MAX_PHOTO_BYTES = 64 * 2**20
+
+
+def valid_id(identity: str) -> bool:
+    """Whether an id can be a member's name."""
+    return MEMBER_NAME.fullmatch(_member_name(identity)) is not None
+
+
+class DamagedShard(Exception):
+    """A tar that cannot be read to its end."""
+
+
+class TarShard:
+    """The photos of one tar, read by offset: nothing is extracted and no path from the tar touches the disk.
+
+    Only regular members named `a/b/c/ID.jpg` (a, b, c: the first three characters of ID) of at most 64 MiB count.
+    `ids` lists their ids in the tar's order, `refused` every other member as (name, reason). Folders are passed over.
+
+    Raises:
+        DamagedShard: the tar is cut or malformed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.name = self.path.stem
+        self.refused: list[tuple[str, str]] = []
+        self._places: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._file = open(self.path, "rb")
+        try:
+            self._read_directory()
+        except (DamagedShard, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            self._file.close()
+            raise DamagedShard(f"{self.path}: {error}") from error
+        self.ids = list(self._places)
+
+    def _read_directory(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        end = 0
+        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + (member.size if member.isreg() else 0)
+                if end > size:
+                    raise DamagedShard(f"cut within member {member.name[:100]!a}")
+                reason = self._reason_to_refuse(member)
+                if reason:
+                    self.refused.append((member.name, reason))
+                elif not member.isdir():
+                    identity = MEMBER_NAME.fullmatch(member.name).group(4)
+                    self._places[identity] = (member.offset_data, member.size)
+        self._file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DamagedShard(f"cut before the end-of-archive block")
+
+    def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
+        if member.isdir():
+            return None
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+            return "not a regular file"
+        match = MEMBER_NAME.fullmatch(member.name)
+        if not match:
+            return "not named a/b/c/ID.jpg"
+        if member.size > MAX_PHOTO_BYTES:
+            return f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
+        if match.group(4) in self._places:
+            return "id seen before"
+        return None
+
+    def read(self, identity: str) -> bytes:
+        """The encoded photo. Safe to call from several threads."""
+        offset, size = self._places[identity]
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class FolderShard:
+    """Some photos of an extracted tree ROOT/a/b/c/ID.jpg, as a Kaggle kernel has it, under a shard's name."""
+
+    def __init__(self, root: Path, name: str, ids: list[str]):
+        self.root = root
+        self.name = name
+        self.ids = ids
+        self.refused: list[tuple[str, str]] = []
+
+    def read(self, identity: str) -> bytes:
+        """The encoded photo. Raises OSError when it is missing or too large."""
+        path = self.root.joinpath(*identity[:3], f"{identity}.jpg")
+        if path.stat().st_size > MAX_PHOTO_BYTES:
+            raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
+        return path.read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+def write_tar(path: Path, photos: Iterable[tuple[str, bytes]]) -> None:
+    """Write (id, JPEG bytes) pairs as a shard; the file appears under its name only when it is whole.
+
+    Times and owners are zero, so that the same photos give the same bytes.
+    """
+    with whole(path) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for identity, data in photos:
+            member = tarfile.TarInfo(_member_name(identity))
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+
+
+def _member_name(identity: str) -> str:
+    return "/".join([*identity[:3], f"{identity}.jpg"])

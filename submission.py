@@ -1,0 +1,290 @@
+"""The CSV files of the two challenges: write a submission, read it with its solution, and check it before sending.
+
+    python submission.py check recognition|retrieval SUBMISSION.csv --mirror MIRROR
+
+prints each fault on a line and exits with 1, or with 0 if there is none. Reading follows the published reader
+(dataset_file_io.py of the Google Landmarks Dataset v2), but never passes over a mistake that it would swallow: another
+header, too many columns, a NaN score, a solution row that comes twice, a scored query without images.
+"""
+
+import argparse
+import csv
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import command
+from command import InputError
+from files import whole
+
+HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
+MAX_NEIGHBOURS = 100
+MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
+MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
+MAX_SHOWN = 20  # faults of one kind
+RECOGNITION_CELL = re.compile(r"[0-9]+ ([-+.0-9a-zA-Z]+) ?")  # int() and float() would take 1_000 too
+
+
+class Solution(NamedTuple):
+    """The landmarks (int) or index ids (str) that each test image shows, by its `Usage`."""
+
+    public: dict[str, list]
+    private: dict[str, list]
+    ignored: set[str]  # test images that are not scored
+
+
+class Predictions(NamedTuple):
+    """What a submission says of the scored test images, by their `Usage`; empty predictions are left out."""
+
+    public: dict[str, Any]
+    private: dict[str, Any]
+
+
+def write_recognition(
+    path: Path, ids: Iterable[str], landmarks: Mapping[str, int], scores: Mapping[str, float]
+) -> None:
+    """Write one row for each of `ids`, every test id: its landmark and score, or an empty cell if it has none.
+
+    `landmarks` and `scores` (finite, or ValueError) hold the ids that have a prediction. A score is written so that
+    reading gives every bit back, of float32 too.
+    """
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for identity in ids:
+            cell = ""
+            if identity in landmarks:
+                score = float(scores[identity])
+                if not math.isfinite(score):
+                    raise ValueError(f"the score of test image {identity} is {score}")
+                cell = f"{int(landmarks[identity])} {score!r}"
+            yield identity, cell
+
+    _write(path, HEADERS["recognition"], rows())
+
+
+def write_retrieval(path: Path, ids: Iterable[str], neighbours: Iterable[Sequence[str]]) -> None:
+    """Write one row for each of `ids`, every test id, with its index ids, best first; one row is held at a time.
+
+    Raises ValueError unless `neighbours` has one list of at most 100 index ids for each test id.
+    """
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for identity, found in zip(ids, neighbours, strict=True):
+            if len(found) > MAX_NEIGHBOURS:
+                raise ValueError(f"test image {identity} has {len(found)} neighbours, more than {MAX_NEIGHBOURS}")
+            yield identity, " ".join(found)
+
+    _write(path, HEADERS["retrieval"], rows())
+
+
+def _write(path: Path, header: list[str], rows: Iterable[tuple[str, str]]) -> None:
+    with whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_recognition_solution(path: Path) -> Solution:
+    """Read `id,landmarks,Usage`: the landmarks of each test image, none for an image without landmark.
+
+    Raises InputError if the file cannot be read, or a row is malformed, repeated, or of an unknown `Usage`.
+    """
+    return _read_solution(path, "recognition", lambda cell: [int(token) for token in cell.split(" ")] if cell else [])
+
+
+def read_retrieval_solution(path: Path) -> Solution:
+    """Read `id,images,Usage`: the index ids that show the landmark of each query.
+
+    Raises InputError as `read_recognition_solution`, and for a query without images that is not ignored.
+    """
+
+    def parse(cell: str) -> list[str]:
+        if not cell:
+            raise ValueError("a query without images has no average precision; its Usage must be Ignored")
+        return _split(cell)
+
+    return _read_solution(path, "retrieval", parse)
+
+
+def _read_solution(path: Path, task: str, parse: Callable[[str], list]) -> Solution:
+    solution = Solution({}, {}, set())
+    parts = {"Public": solution.public, "Private": solution.private}
+
+    def take(identity: str, cell: str, usage: str) -> None:
+        if any(identity in part for part in solution):
+            raise ValueError(f"test image {identity[:40]!a} is repeated")
+        if usage == "Ignored":
+            solution.ignored.add(identity)
+        elif usage in parts:
+            parts[usage][identity] = parse(cell)
+        else:
+            raise ValueError(f"Usage is {usage[:40]!a}, not Public, Private or Ignored")
+
+    _read(path, [*HEADERS[task], "Usage"], take)
+    return solution
+
+
+def read_recognition(path: Path, solution: Solution) -> Predictions:
+    """Read `id,landmarks`: (landmark, score) by test id. One trailing space is forgiven; ignored images are not parsed.
+
+    Raises InputError if the file cannot be read, a prediction is not `landmark_id score`, its score is NaN and so has
+    no rank, or a predicted test image is repeated or not in the solution.
+    """
+
+    def parse(cell: str) -> tuple[int, float]:
+        tokens = cell.removesuffix(" ").split(" ")
+        if len(tokens) != 2:
+            raise ValueError(f"{cell[:40]!a} has {len(tokens)} elements, not the two of `landmark_id score`")
+        landmark, score = int(tokens[0]), float(tokens[1])
+        if math.isnan(score):
+            raise ValueError(f"{cell[:40]!a} has no score to rank by")
+        return landmark, score
+
+    return _read_predictions(path, "recognition", solution, parse)
+
+
+def read_retrieval(path: Path, solution: Solution) -> Predictions:
+    """Read `id,images`: the index ids by test id, best first; more than 100 are kept. Else as `read_recognition`."""
+    return _read_predictions(path, "retrieval", solution, lambda cell: _split(cell.removesuffix(" ")))
+
+
+def _read_predictions(path: Path, task: str, solution: Solution, parse: Callable[[str], Any]) -> Predictions:
+    predictions = Predictions({}, {})
+
+    def take(identity: str, cell: str) -> None:
+        if any(identity in part for part in predictions):
+            raise ValueError(f"test image {identity[:40]!a} is repeated")
+        if not cell or identity in solution.ignored:
+            return
+        if identity in solution.public:
+            predictions.public[identity] = parse(cell)
+        elif identity in solution.private:
+            predictions.private[identity] = parse(cell)
+        else:
+            raise ValueError(f"test image {identity[:40]!a} is not in the solution")
+
+    _read(path, HEADERS[task], take)
+    return predictions
+
+
+def _split(cell: str) -> list[str]:
+    """The ids of a cell, each once in memory: 117,577 lists of 100 would otherwise take 760 MB."""
+    return [*map(sys.intern, cell.split(" "))]
+
+
+def _read(path: Path, header: list[str], take: Callable[..., None]) -> None:
+    """Call `take` with the cells of each row below the header; its ValueError is an InputError with file and line."""
+    rows = _rows(path)
+    found = next(rows, (1, []))[1]
+    if found != header:
+        raise InputError(f"{path} begins with {','.join(found)[:80]!a}; its header must be {','.join(header)!a}")
+    for line, row in rows:
+        try:
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} columns, not the {len(header)} of {','.join(header)}")
+            take(*row)
+        except ValueError as error:
+            raise InputError(f"{path} line {line}: {str(error)[:200]}; correct the file") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """All rows that are not blank, with their line numbers; InputError if the file cannot be read as CSV."""
+    csv.field_size_limit(MAX_CELL)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(iter(lambda: file.readline(MAX_LINE), ""), strict=True)
+            try:
+                yield from ((rows.line_num, row) for row in rows if row)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error
+
+
+def check(task: str, path: Path, test_ids: Collection[str], index_ids: Collection[str] = ()) -> list[str]:
+    """What is wrong with a submission, a line for each fault: the first 20 of each kind, and how many there are.
+
+    `task` is "recognition" or "retrieval", `test_ids` the ids that must have one row each, `index_ids` those that a
+    retrieval submission may name. Raises InputError if the file cannot be read as CSV.
+    """
+    shown, counts = defaultdict(list), Counter()
+    for kind, fault in _faults(task, path, set(test_ids), set(index_ids)):
+        counts[kind] += 1
+        if counts[kind] <= MAX_SHOWN:
+            shown[kind].append(f"{kind}: {fault}")
+    for kind, count in counts.items():
+        if count > MAX_SHOWN:
+            shown[kind].append(f"{kind}: {count} in all, the first {MAX_SHOWN} are listed")
+    return [line for lines in shown.values() for line in lines]
+
+
+def _faults(task: str, path: Path, test_ids: set[str], index_ids: set[str]) -> Iterator[tuple[str, str]]:
+    rows = _rows(path)
+    header = next(rows, (1, []))[1]
+    if header != HEADERS[task]:
+        yield "wrong header", f"{','.join(header)[:80]!a}, not {','.join(HEADERS[task])!a}"
+    count, seen = 0, set()
+    for line, row in rows:
+        count += 1
+        identity = row[0]
+        if identity in seen:
+            yield "repeated id", f"line {line}: {identity[:40]!a}"
+        elif identity not in test_ids:
+            yield "unknown id", f"line {line}: {identity[:40]!a} is no test image of the mirror"
+        seen.add(identity)
+        if len(row) != 2:
+            yield "malformed row", f"line {line}: {len(row)} columns, not 2"
+        elif row[1]:
+            cell_faults = _recognition_faults(row[1]) if task == "recognition" else _retrieval_faults(row[1], index_ids)
+            yield from ((kind, f"line {line}: {fault}") for kind, fault in cell_faults)
+    if count != len(test_ids):
+        yield "wrong number of rows", f"{count}, but the mirror has {len(test_ids)} test images"
+    yield from (("missing id", repr(identity)) for identity in sorted(test_ids - seen))
+
+
+def _recognition_faults(cell: str) -> Iterator[tuple[str, str]]:
+    match = RECOGNITION_CELL.fullmatch(cell)
+    try:
+        if not math.isfinite(float(match[1] if match else "")):
+            yield "score not finite", f"{cell[:40]!a}"
+    except ValueError:
+        yield "malformed cell", f"{cell[:40]!a} is not `landmark_id score`"
+
+
+def _retrieval_faults(cell: str, index_ids: set[str]) -> Iterator[tuple[str, str]]:
+    found = cell.removesuffix(" ").split(" ")
+    times = Counter(found)
+    if "" in times:
+        yield "malformed cell", "the ids are not separated by single spaces"
+    if len(found) > MAX_NEIGHBOURS:
+        yield "too many ids", f"{len(found)}, at most {MAX_NEIGHBOURS} count"
+    for identity in filter(None, times):
+        if times[identity] > 1:
+            yield "id repeated in a list", f"{identity[:40]!a}"
+        if identity not in index_ids:
+            yield "not in the index", f"{identity[:40]!a}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check a submission against the test and index ids of a mirror.")
+    parser.add_argument("action", choices=["check"])
+    parser.add_argument("task", choices=HEADERS)
+    parser.add_argument("submission", type=Path, help="a CSV file: id,landmarks or id,images")
+    parser.add_argument("--mirror", required=True, help="sample, a URL or a folder")
+    arguments = parser.parse_args()
+
+    from mirror import open_mirror
+
+    mirror = open_mirror(arguments.mirror)
+    index_ids = mirror.ids("index") if arguments.task == "retrieval" else ()
+    faults = check(arguments.task, arguments.submission, mirror.ids("test"), index_ids)
+    print("\n".join(faults) or f"{arguments.submission} is a whole {arguments.task} submission")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,182 @@
+import tracemalloc
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import command
+import search
+from features import Features, load_features, save_features
+
+
+def write(folder: Path, name: str, embeddings: np.ndarray, landmark: np.ndarray | None = None) -> Path:
+    path = folder / f"{name}.npz"
+    ids = np.array([f"{name}-{row}" for row in range(len(embeddings))], dtype="U20")
+    save_features(path, Features(ids, embeddings.astype(np.float16), landmark))
+    return path
+
+
+def random_embeddings(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+    embeddings = rng.standard_normal((count, dimension)).astype(np.float32)
+    return (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float16)
+
+
+@st.composite
+def searches(draw):
+    """Files of queries and of the index, small whole numbers: sums of products are exact in any order, and many tie."""
+    dimension = draw(st.integers(1, 5))
+    photos = st.integers(0, 8).flatmap(lambda n: arrays(np.float16, (n, dimension), elements=st.integers(-2, 2)))
+    files = st.lists(photos, min_size=1, max_size=5)
+    return draw(files), draw(files), draw(st.integers(1, 12)), draw(st.integers(1, 7))
+
+
+@settings(deadline=None, max_examples=150)
+@given(searches(), st.integers(1, 4))
+def test_equals_a_sort_of_the_whole_similarity_matrix(tmp_path_factory, case, batch):
+    query_arrays, index_arrays, k, parts = case
+    folder = tmp_path_factory.mktemp("features")
+    query_files = [write(folder, f"query{n}", file) for n, file in enumerate(query_arrays)]
+    index_files = [write(folder, f"index{n}", file) for n, file in enumerate(index_arrays)]
+    with mock.patch.object(search, "BATCH", batch):
+        found = search.search(query_files, index_files, k, parts)
+
+    everything = np.concatenate(query_arrays).astype(np.float32) @ np.concatenate(index_arrays).astype(np.float32).T
+    width = min(k, everything.shape[1])
+    assert found.similarities.shape == found.positions.shape == (len(everything), k)
+    assert found.similarities.dtype == np.float32 and found.positions.dtype == np.int32
+    assert list(found.query_ids) == [f"query{n}-{row}" for n, f in enumerate(query_arrays) for row in range(len(f))]
+    assert list(found.index_ids) == [f"index{n}-{row}" for n, f in enumerate(index_arrays) for row in range(len(f))]
+    np.testing.assert_array_equal(found.similarities[:, :width], -np.sort(-everything, axis=1)[:, :width])
+    assert np.all(found.similarities[:, width:] == -np.inf) and np.all(found.positions[:, width:] == -1)
+    for row, positions, similarities in zip(everything, found.positions[:, :width], found.similarities, strict=True):
+        assert len(set(positions)) == width
+        np.testing.assert_array_equal(row[positions], similarities[:width])
+        assert sorted(positions, key=lambda position: (-row[position], position)) == list(positions)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6, 20])
+def test_real_embeddings_give_the_neighbours_of_numpy_whatever_the_parts(tmp_path, parts):
+    rng = np.random.default_rng(0)
+    index = [random_embeddings(rng, count, 64) for count in (700, 1, 300, 0, 450, 40)]
+    queries = [random_embeddings(rng, count, 64) for count in (1100, 3)]
+    index_files = [write(tmp_path, f"index{n}", file) for n, file in enumerate(index)]
+    query_files = [write(tmp_path, f"query{n}", file) for n, file in enumerate(queries)]
+    found = search.search(query_files, index_files, 100, parts)
+    everything = np.concatenate(queries).astype(np.float64) @ np.concatenate(index).astype(np.float64).T
+    best = np.argsort(-everything, axis=1)[:, :100]
+    np.testing.assert_allclose(found.similarities, np.take_along_axis(everything, best, axis=1), atol=1e-6)
+    # Two similarities closer than float32 tells apart may change places: one in a few thousand.
+    assert np.mean(found.positions == best) > 0.99
+    np.testing.assert_allclose(found.similarities, np.take_along_axis(everything, found.positions, axis=1), atol=1e-6)
+
+
+def test_the_same_photo_in_several_parts_comes_in_index_order(tmp_path):
+    photo, other = np.array([[0.6, 0.8]]), np.array([[-0.6, 0.8]])
+    index = [write(tmp_path, f"index{n}", np.concatenate([other, photo])) for n in range(3)]
+    found = search.search([write(tmp_path, "query", photo)], index, 3, parts=3)
+    assert found.positions.tolist() == [[1, 3, 5]]
+    assert len(set(found.similarities[0])) == 1
+
+
+def test_carries_the_predicted_landmarks(tmp_path):
+    index = [write(tmp_path, f"index{n}", np.eye(3), np.arange(3) + 10 * n) for n in range(2)]
+    query = write(tmp_path, "query", np.eye(3)[:1], np.array([203093]))
+    found = search.search([query], index, 2)
+    assert found.query_landmark.tolist() == [203093]
+    assert found.index_landmark.tolist() == [0, 1, 2, 10, 11, 12]
+    without = search.search([write(tmp_path, "plain", np.eye(3))], [write(tmp_path, "plain_index", np.eye(3))], 2)
+    assert without.query_landmark is None and without.index_landmark is None
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
+def test_parts_are_consecutive_and_even(counts, parts):
+    groups = search.split_evenly(counts, parts)
+    assert len(groups) <= parts
+    assert [number for group in groups for number in group] == [number for number, count in enumerate(counts) if count]
+    for group in groups:
+        assert sum(counts[number] for number in group) <= sum(counts) / parts + max(counts)
+
+
+def test_equal_files_make_equal_parts():
+    assert search.split_evenly([7] * 12, 6) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    assert search.split_evenly([7] * 3, 5) == [[0], [1], [2]]
+
+
+def test_memory_is_one_part_and_an_index_file_is_not_read_for_each_query_file(tmp_path):
+    rng = np.random.default_rng(0)
+    photos, dimension = 500, 1024
+    index = [write(tmp_path, f"index{n}", random_embeddings(rng, photos, dimension)) for n in range(12)]
+    queries = [write(tmp_path, f"query{n}", random_embeddings(rng, 50, dimension)) for n in range(4)]
+    reads = []
+
+    def counted(path):
+        reads.append(path)
+        return load_features(path)
+
+    def peak(parts):
+        tracemalloc.start()
+        search.search(queries, index, 10, parts)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    part = 2 * photos * dimension * 4
+    with mock.patch.object(search, "load_features", counted):
+        assert peak(parts=6) < 2 * part  # one file is a quarter of it; the ids and results are of 6,200 photos
+    assert peak(parts=1) > 6 * part
+    assert [reads.count(path) for path in index] == [2] * 12
+    assert [reads.count(path) for path in queries] == [7] * 4
+
+
+def test_no_photos_at_all(tmp_path):
+    empty, query = write(tmp_path, "empty", np.empty((0, 4))), write(tmp_path, "query", np.eye(4))
+    found = search.search([query], [empty], 3)
+    assert found.positions.tolist() == [[-1] * 3] * 4
+    assert np.all(found.similarities == -np.inf) and len(found.index_ids) == 0
+    assert search.search([empty], [query], 3).positions.shape == (0, 3)
+
+
+def test_no_files(tmp_path):
+    file = write(tmp_path, "file", np.eye(4))
+    for query_files, index_files in ([], [file]), ([file], []):
+        with pytest.raises(command.InputError, match="no features files"):
+            search.search(query_files, index_files, 3)
+
+
+def test_another_dimension_is_named(tmp_path):
+    query, good = write(tmp_path, "query", np.eye(4)), write(tmp_path, "good", np.eye(4))
+    bad = write(tmp_path, "bad", np.eye(5))
+    with pytest.raises(command.InputError, match=r"bad\.npz has 5 dimensions.*delete the features folder") as error:
+        search.search([query], [good, bad], 3)
+    assert "query.npz has 4 dimensions" in str(error.value)
+
+
+def test_landmarks_in_some_files_only_are_named(tmp_path):
+    query = write(tmp_path, "query", np.eye(4), np.arange(4))
+    with pytest.raises(command.InputError, match=r"plain\.npz has 4 dimensions and no landmark"):
+        search.search([query], [write(tmp_path, "plain", np.eye(4))], 3)
+
+
+@pytest.mark.parametrize("which", ["query", "index"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_file_is_named_before_the_search(tmp_path, which, damage):
+    rng = np.random.default_rng(0)
+    files = {name: write(tmp_path, name, random_embeddings(rng, 50, 16)) for name in ("query", "index", "other")}
+    data = bytearray(files[which].read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    files[which].write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
+    with mock.patch.object(search.faiss, "knn", side_effect=AssertionError("searched")):
+        with pytest.raises(command.InputError, match=rf"{which}\.npz.*delete it and run the command again"):
+            search.search([files["query"]], [files["other"], files["index"]], 3)
+
+
+def test_stops_between_batches(tmp_path, monkeypatch):
+    file = write(tmp_path, "file", np.eye(4))
+    monkeypatch.setattr(command, "stop_event", mock.Mock(is_set=lambda: True))
+    with pytest.raises(command.Stopped):
+        search.search([file], [file], 3)
