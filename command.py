@@ -10,6 +10,9 @@ from collections.abc import Callable
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs no new bar ten times a second; tqdm reads it once
+
 
 class InputError(Exception):
     """Something the user gave is wrong. The message says what, where, and what to do, in one line."""
@@ -82,5 +85,3 @@ def prepare_backend() -> None:
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(os.cpu_count()))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs no new bar ten times a second

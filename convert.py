@@ -54,10 +54,15 @@ def build_mirror(
         count = max(min(FEWEST_SHARDS[split], len(rows)), -(-len(rows) // PHOTOS_PER_SHARD))
         for number in range(count):
             part = rows.iloc[number * len(rows) // count : (number + 1) * len(rows) // count]
-            write_shard(out, split, f"images_{number:03d}", list(zip(part["id"], part["url"], strict=True)), load, threads)
+            write_shard(
+                out, split, f"images_{number:03d}", list(zip(part["id"], part["url"], strict=True)), load, threads
+            )
     written = FolderMirror(out)
     present = {
-        identity for split in SPLITS for shard in written.stream(split, written.shard_names(split)) for identity in shard.ids
+        identity
+        for split in SPLITS
+        for shard in written.stream(split, written.shard_names(split))
+        for identity in shard.ids
     }
     if not present:
         raise InputError(f"not one photo could be read; {out / 'failed.csv'} says why of each")
@@ -188,14 +193,20 @@ def _check_split(source: Mirror, split: str, names: list[str]) -> list[str]:
             if why
         ]
         expected = source.published_md5(split, shard.name)
-        if isinstance(source, FolderMirror) and expected not in (None, md5(source.folder / split / f"{shard.name}.tar")):
+        if isinstance(source, FolderMirror) and expected not in (
+            None,
+            md5(source.folder / split / f"{shard.name}.tar"),
+        ):
             mismatches.append(f"{split}/{shard.name}.tar: md5 differs from md5sum/{split}/md5.{shard.name}.txt")
     kinds = [
         mismatches,
         refused,
         unreadable,
         [f"{split}: {identity} is in {count} shards" for identity, count in seen.items() if count > 1],
-        [f"{split}: {identity} is in a shard but not in metadata/{split}.csv" for identity in sorted(set(seen) - listed)],
+        [
+            f"{split}: {identity} is in a shard but not in metadata/{split}.csv"
+            for identity in sorted(set(seen) - listed)
+        ],
         [f"{split}: {identity} is in metadata/{split}.csv but in no shard" for identity in sorted(listed - set(seen))],
     ]
     faults = []

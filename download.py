@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 
 import requests
 import tenacity
+import urllib3
 from tqdm import tqdm
 
 from command import InputError, check_stop, stop_event
 
 TRIES = 5
-WAIT = tenacity.wait_exponential_jitter(initial=0.5, max=20)  # seconds between two tries
+WAIT = tenacity.wait_random_exponential(multiplier=1, max=20)  # seconds between two tries
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
 MAX_BYTES = 16 * 2**30
@@ -79,9 +80,7 @@ def read(url: str, limit: int) -> bytes:
         return path.read_bytes()
 
 
-def _persist(
-    url: str, attempt: Callable[[], bool], tries: int = TRIES, arrived: Callable[[], int] = lambda: 0
-) -> bool:
+def _persist(url: str, attempt: Callable[[], bool], tries: int = TRIES, arrived: Callable[[], int] = lambda: 0) -> bool:
     """Call `attempt` until it raises no Transient, or `tries` calls in a row have not raised what `arrived` says."""
     most, fruitless = arrived(), 0
 
@@ -113,7 +112,7 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response | None:
     check_stop()
     try:
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+    except (requests.ConnectionError, requests.Timeout) as error:
         raise Transient(_reason(error)) from error
     except requests.RequestException as error:
         raise InputError(f"{url} cannot be read: {error}") from error
@@ -173,13 +172,14 @@ class _Transfer:
             file.seek(begin)
             file.truncate()
             try:
-                for chunk in response.iter_content(CHUNK):
+                # read1 hands over what has arrived; iter_content would lose up to a chunk of it when the transfer is cut.
+                while chunk := response.raw.read1(CHUNK):
                     self.check()
                     file.write(chunk)
                     bar.update(len(chunk))
                     if file.tell() > self.limit:
                         raise InputError(f"{self.url} sends more than {self.limit:,} bytes, which are not accepted")
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
                 raise Transient(_reason(error)) from error
 
 

@@ -2,11 +2,20 @@
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
+from command import check_stop
 from files import whole
+from generators import Batches, record_skipped
+from mirror import Mirror
+from recipe import Recipe, selected
+from shards import FolderShard, TarShard
+
+if TYPE_CHECKING:
+    import keras
 
 
 class Features(NamedTuple):
@@ -34,3 +43,60 @@ def load_features(path: Path) -> Features:
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a whole features file: {error}") from error
     return features
+
+
+def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: Mirror, split: str) -> list[Path] | None:
+    """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
+
+    Args:
+        model: ends in a softmax over classes.
+        landmarks: (classes,) the landmark id of each class.
+
+    Returns:
+        One file a shard, in the mirror's order; None while some are missing that `recipe.shards` leaves to other runs.
+    """
+    import model as models  # imports Keras, which a command that only reads features need not wait for
+
+    predictor = models.predictor(model)
+    names = mirror.shard_names(split)
+    files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
+    todo = [name for name in selected(names, recipe.shards) if not _is_whole(files[name])]
+    for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
+        save_features(files[shard.name], _embed_shard(predictor, landmarks, recipe, split, shard))
+    missing = [name for name in names if not _is_whole(files[name])]
+    print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
+    if missing:
+        print(f"{split}: run again without --shards when the other shards' files are in {files[missing[0]].parent}")
+    return None if missing else list(files.values())
+
+
+def _embed_shard(
+    predictor: "keras.Model", landmarks: np.ndarray, recipe: Recipe, split: str, shard: TarShard | FolderShard
+) -> Features:
+    import model as models
+
+    ids: list[str] = []
+    outputs = [{name: np.empty(shape, "float32") for name, shape in
+                {"embedding": (0, predictor.output["embedding"].shape[-1]), "landmark": 0, "score": 0}.items()}]  # fmt: skip
+    batches = Batches(shard, shard.ids, recipe.image_size, recipe.batch_size)
+    for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
+        check_stop()
+        ids += some_ids
+        outputs.append(models.predict(predictor, photos, recipe.batch_size))
+    record_skipped(recipe.work, split, shard, batches.unreadable)
+    embedding, landmark, score = (
+        np.concatenate([o[name] for o in outputs]) for name in ("embedding", "landmark", "score")
+    )
+    return Features(
+        np.array(ids, dtype=str),
+        embedding.astype("float16"),
+        landmarks[landmark.astype("int64")],
+        score.astype("float32"),
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.exists() and load_features(path) is not None
+    except ValueError:
+        return False

@@ -12,13 +12,14 @@ Predictions and solutions are dicts by test id. Test ids may be anything that so
 import argparse
 import json
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import command
 import submission
 from command import InputError
+from files import whole
 
 PRECISION_RANKS = (1, 5, 10, 50, 100)
 
@@ -63,61 +64,58 @@ def _images_with_landmark(solution: Mapping[Any, Collection[int]]) -> int:
     return sum(len(landmarks) > 0 for landmarks in solution.values())
 
 
-def mean_average_precision(
-    predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]], depth: int = 100
-) -> float:
-    """mAP@depth: the mean over the solution's queries of sum over ranks k of P(k) rel(k), divided by min(n, depth).
+class Hits(NamedTuple):
+    """Where a query's relevant images come in its list of neighbours."""
 
-    n is the number of a query's images in the solution. A repeat in a list is no hit, but uses up its rank.
+    ranks: list[int]  # from 1, ascending; a repeated neighbour is a hit only once, but uses up its ranks
+    relevant: int  # images that the solution lists
+
+
+def find_hits(predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]]) -> list[Hits]:
+    """The hits of every query of the solution; a query without prediction has none.
 
     Args:
-        predictions: index ids by query, best first; the ones after `depth` do not count. A missing query scores 0.
-        solution: the relevant index ids of every query; at least one each.
+        predictions: index ids by query, best first.
+        solution: the relevant index ids of every query.
 
     Raises:
         ValueError: a predicted query is not in `solution`.
-        ZeroDivisionError: `solution` is empty, or a predicted query has no relevant images.
     """
-    total = 0.0
-    for query, ranks in _hits(predictions, solution, depth):
-        precisions = (count / rank for count, rank in enumerate(ranks, 1))
-        total += sum(precisions) / min(len(solution[query]), depth)
-    return total / len(solution)
-
-
-def precision(predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]], k: int) -> float:
-    """P@k: the mean over the solution's queries of the hits among the first k, divided by k for a shorter list too.
-
-    Arguments and errors as for `mean_average_precision`, except that a query may have no relevant images.
-    """
-    return sum(len(ranks) for _, ranks in _hits(predictions, solution, k)) / (k * len(solution))
-
-
-def first_hit_positions(
-    predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]], depth: int = 100
-) -> list[int]:
-    """The rank of the first hit of every query of the solution; depth + 1 if there is none. In no certain order.
-
-    Arguments and ValueError as for `mean_average_precision`.
-    """
-    positions = [ranks[0] for _, ranks in _hits(predictions, solution, depth) if ranks]
-    return positions + [depth + 1] * (len(solution) - len(positions))
-
-
-def _hits(
-    predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]], depth: int
-) -> Iterator[tuple[Any, list[int]]]:
-    """For each predicted query the ranks, from 1, at which its relevant images come for the first time."""
-    for query, neighbours in predictions.items():
-        if query not in solution:
-            raise ValueError(f"query {query!r} is not in the solution")
-        awaited = set(solution[query])
+    unknown = set(predictions) - set(solution)
+    if unknown:
+        raise ValueError(f"query {min(unknown)!r} is not in the solution")
+    hits = []
+    for query, relevant in solution.items():
+        awaited = set(relevant)
         ranks = []
-        for rank, neighbour in enumerate(neighbours[:depth], 1):
+        for rank, neighbour in enumerate(predictions.get(query, ()), 1):
             if neighbour in awaited:
                 awaited.remove(neighbour)
                 ranks.append(rank)
-        yield query, ranks
+        hits.append(Hits(ranks, len(relevant)))
+    return hits
+
+
+def mean_average_precision(hits: Sequence[Hits], depth: int = 100) -> float:
+    """mAP@depth: the mean over queries of sum over ranks k <= depth of P(k) rel(k), divided by min(relevant, depth).
+
+    Raises ZeroDivisionError if there is no query, or one without relevant images.
+    """
+    total = 0.0
+    for ranks, relevant in hits:
+        total += sum(count / rank for count, rank in enumerate(ranks, 1) if rank <= depth) / min(relevant, depth)
+    return total / len(hits)
+
+
+def precision(hits: Sequence[Hits], k: int) -> float:
+    """P@k: the mean over queries of the hits among the first k neighbours, divided by k for a shorter list too."""
+    return sum(rank <= k for ranks, _ in hits for rank in ranks) / (k * len(hits))
+
+
+def mean_median_position(hits: Sequence[Hits], depth: int = 100) -> tuple[float, float]:
+    """Mean and median over queries of the first hit's rank, which is depth + 1 where there is none up to depth."""
+    positions = [min([*ranks[:1], depth + 1]) for ranks, _ in hits]
+    return statistics.fmean(positions), float(statistics.median(positions))
 
 
 def score_recognition(submission_csv: Path, solution_csv: Path) -> dict[str, dict[str, float | None]]:
@@ -152,18 +150,27 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
     names = ("map@100", *(f"p@{k}" for k in PRECISION_RANKS), "mean_position", "median_position")
     scores: dict[str, dict[str, float | None]] = {}
     for part in ("public", "private"):
-        predicted, truth = getattr(predictions, part), getattr(solution, part)
+        hits = find_hits(getattr(predictions, part), getattr(solution, part))
         scores[part] = dict.fromkeys(names)
-        if truth:
-            positions = first_hit_positions(predicted, truth)
-            values = [
-                mean_average_precision(predicted, truth),
-                *(precision(predicted, truth, k) for k in PRECISION_RANKS),
-                statistics.fmean(positions),
-                float(statistics.median(positions)),
-            ]
+        if hits:
+            precisions = [precision(hits, k) for k in PRECISION_RANKS]
+            values = [mean_average_precision(hits), *precisions, *mean_median_position(hits)]
             scores[part] = dict(zip(names, values, strict=True))
     return _require_scores(scores, solution_csv)
+
+
+def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path) -> None:
+    """Score a submission as "recognition" or "retrieval", print the scores and write them to `path` as JSON.
+
+    Without a solution it says so, and no more.
+    """
+    if solution_csv is None:
+        print(f"{submission_csv} is not scored: the mirror has no {task} solution")
+        return
+    scores = json.dumps(SCORERS[task](submission_csv, solution_csv), indent=2)
+    with whole(path) as part:
+        part.write_text(scores + "\n")
+    print(scores)
 
 
 def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Path):
@@ -172,14 +179,16 @@ def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Pa
     return scores
 
 
+SCORERS = {"recognition": score_recognition, "retrieval": score_retrieval}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a submission against the published solution.")
     parser.add_argument("task", choices=["recognition", "retrieval"])
     parser.add_argument("submission", type=Path, help="a CSV file: id,landmarks or id,images")
     parser.add_argument("solution", type=Path, help="a CSV file: id,landmarks,Usage or id,images,Usage")
     arguments = parser.parse_args()
-    score = {"recognition": score_recognition, "retrieval": score_retrieval}[arguments.task]
-    print(json.dumps(score(arguments.submission, arguments.solution), indent=2))
+    print(json.dumps(SCORERS[arguments.task](arguments.submission, arguments.solution), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Where photos live: a mirror of the Google Landmarks layout at a URL, in a folder, or the built-in sample.
 
-    python mirror.py import FOLDER OUT [--non-landmarks FOLDER]     a folder per landmark becomes a mirror
-    python mirror.py fetch CSV OUT [--split train] [--size 512]     the 2018 form: id,url,landmark_id
-    python mirror.py shrink MIRROR OUT --size 256                   a small local copy
-    python mirror.py check MIRROR                                   read every shard and report each fault
+python mirror.py import FOLDER OUT [--non-landmarks FOLDER]     a folder per landmark becomes a mirror
+python mirror.py fetch CSV OUT [--split train] [--size 512]     the 2018 form: id,url,landmark_id
+python mirror.py shrink MIRROR OUT --size 256                   a small local copy
+python mirror.py check MIRROR                                   read every shard and report each fault
 """
 
 import argparse
 import atexit
 import csv
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,7 @@ SOLUTIONS = {
     "retrieval": "ground_truth/retrieval_solution_v2.1.csv",
 }
 PHOTOS_PER_VIRTUAL_SHARD = 8192  # as many as a shard of the public mirror holds
+SHARD_NAME = re.compile(r"images_\d{3,}")
 MAX_SHARDS = 1000  # images_NNN has three digits
 
 
@@ -99,7 +101,10 @@ class Mirror:
         path = self.path(f"metadata/{split}.csv")
         if path is None:
             raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
-        return _read_table(path, columns)
+        table = _read_table(path, columns)
+        if table.empty:
+            raise InputError(f"{path} lists no photo")
+        return table
 
 
 class FolderMirror(Mirror):
@@ -118,12 +123,15 @@ class FolderMirror(Mirror):
         return next((p for p in (self.folder / relative, self.folder / Path(relative).name) if p.is_file()), None)
 
     def shard_names(self, split: str) -> list[str]:
-        tars = sorted(path.stem for path in (self.folder / split).glob("images_*.tar"))
+        tars = sorted(
+            path.stem for path in (self.folder / split).glob("images_*.tar") if SHARD_NAME.fullmatch(path.stem)
+        )
         virtual = -(-len(self._ids_of_tree(split)) // PHOTOS_PER_VIRTUAL_SHARD) if not tars else 0
         return tars or [f"images_{number:03d}" for number in range(virtual)]
 
     def ids(self, split: str) -> list[str]:
-        return super().ids(split) if self.path(f"metadata/{split}.csv") else self._ids_of_tree(split)
+        listed = self.path(f"metadata/{split}.csv") is not None
+        return (not listed and self._ids_of_tree(split)) or super().ids(split)
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
         for name in names:
@@ -248,7 +256,9 @@ class WebMirror(Mirror):
                     raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
             found = md5(path)
             matches = expected in (None, found) or found in self._accepted_mismatches()
-            fault = f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
+            fault = (
+                f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
+            )
             if matches or (is_second and not self.strict_md5):
                 try:
                     TarShard(path).close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 from keras import layers, ops
 
 from command import InputError
@@ -195,9 +196,9 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
 
 def save(model: keras.Model, path: Path) -> None:
-    """Write `model` as a .keras file that appears only when it is whole."""
+    """Write `model`, without its optimizer, as a .keras file that appears only when it is whole."""
     with whole(path) as part:
-        model.save(part)
+        keras.Model(model.input, model.output, name=model.name).save(part)
 
 
 def load(path: Path) -> keras.Model:
@@ -205,7 +206,18 @@ def load(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
-        raise InputError(f"{path} is not a model of this project that loads: {str(error)[:300]}") from error
+        raise InputError(f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again") from error
+
+
+def load_labels(path: Path) -> np.ndarray:
+    """The landmark id of each class, (classes,) int64, from `labels.csv`. Raises InputError if it is malformed."""
+    try:
+        table = pd.read_csv(path, dtype="int64")
+        if table["class"].tolist() != list(range(len(table))):
+            raise ValueError("the classes are not 0, 1, 2, ...")
+        return table["landmark_id"].to_numpy()
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is not the labels.csv of a model (class,landmark_id): {error}") from error
 
 
 def _build_backbone(name: str, weights: str):

@@ -153,7 +153,9 @@ def load(arguments: list[str]) -> Recipe:
         before = _validated(_read(kept), kept)
         changed = {name for name in Recipe.model_fields if getattr(before, name) != getattr(recipe, name)} - FREE
         if changed:
-            was = ", ".join(f"{name} = {getattr(before, name)}, now {getattr(recipe, name)}" for name in sorted(changed))
+            was = ", ".join(
+                f"{name} = {getattr(before, name)}, now {getattr(recipe, name)}" for name in sorted(changed)
+            )
             raise InputError(f"{kept.parent} was begun with {was}; give these as they were, or another --work")
     return recipe
 
@@ -199,7 +201,9 @@ def _validated(settings: dict, source: Path) -> Recipe:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: unknown setting {name}{_suggest(name)}") from error
         value = f" (given: {settings[name]!r})" if name in settings else ""
-        raise InputError(f"--{name.replace('_', '-')}: {first['msg']}{value}; see --help".removeprefix("--: ")) from error
+        raise InputError(
+            f"--{name.replace('_', '-')}: {first['msg']}{value}; see --help".removeprefix("--: ")
+        ) from error
 
 
 def _explain_arguments(message: str) -> str:

@@ -5,7 +5,6 @@
 `--help` names every setting. The same command goes on where an earlier run was stopped.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 import command
+import metrics
 import recipe as recipes
 from files import whole
 from mirror import Mirror, open_mirror
@@ -34,7 +34,12 @@ def main() -> None:
     if files is None:
         return
     write_submission(mirror, files, recipe.work / "recognition.csv")
-    score(mirror, recipe.work)
+    metrics.write_scores(
+        "recognition",
+        recipe.work / "recognition.csv",
+        mirror.solution("recognition"),
+        recipe.work / "recognition.metrics.json",
+    )
 
 
 def trained_model(recipe: recipes.Recipe, mirror: Mirror):
@@ -66,19 +71,6 @@ def write_submission(mirror: Mirror, files: list[Path], path: Path) -> None:
         path, mirror.ids("test"), dict(zip(ids, landmarks, strict=True)), dict(zip(ids, scores, strict=True))
     )
     print(f"{path}: {len(ids):,} predictions")
-
-
-def score(mirror: Mirror, work: Path) -> None:
-    """Score the submission where the mirror has the solution, print it and write it down."""
-    import metrics
-
-    solution = mirror.solution("recognition")
-    if solution is None:
-        return
-    scores = metrics.score_recognition(work / "recognition.csv", solution)
-    with whole(work / "recognition.metrics.json") as part:
-        part.write_text(json.dumps(scores, indent=2))
-    print(json.dumps(scores, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import argparse
 import csv
 import math
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,19 +28,35 @@ MAX_SHOWN = 20  # faults of one kind
 RECOGNITION_CELL = re.compile(r"[0-9]+ ([-+.0-9a-zA-Z]+) ?")  # int() and float() would take 1_000 too
 
 
+class IdLists(Mapping[str, list[str]]):
+    """Lists of ids by test id, kept as a file's text and split when asked for: a tenth of the memory of all lists."""
+
+    def __init__(self, cells: dict[str, str]):
+        self._cells = cells
+
+    def __getitem__(self, identity: str) -> list[str]:
+        return self._cells[identity].split(" ")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
 class Solution(NamedTuple):
     """The landmarks (int) or index ids (str) that each test image shows, by its `Usage`."""
 
-    public: dict[str, list]
-    private: dict[str, list]
+    public: Mapping[str, list]
+    private: Mapping[str, list]
     ignored: set[str]  # test images that are not scored
 
 
 class Predictions(NamedTuple):
     """What a submission says of the scored test images, by their `Usage`; empty predictions are left out."""
 
-    public: dict[str, Any]
-    private: dict[str, Any]
+    public: Mapping[str, Any]
+    private: Mapping[str, Any]
 
 
 def write_recognition(
@@ -49,8 +64,8 @@ def write_recognition(
 ) -> None:
     """Write one row for each of `ids`, every test id: its landmark and score, or an empty cell if it has none.
 
-    `landmarks` and `scores` (finite, or ValueError) hold the ids that have a prediction. A score is written so that
-    reading gives every bit back, of float32 too.
+    `landmarks` and `scores` hold the ids that have a prediction. A score is written so that reading gives every bit
+    back, of float32 too. Raises InputError if a score is not finite: the model has diverged.
     """
 
     def rows() -> Iterator[tuple[str, str]]:
@@ -59,7 +74,9 @@ def write_recognition(
             if identity in landmarks:
                 score = float(scores[identity])
                 if not math.isfinite(score):
-                    raise ValueError(f"the score of test image {identity} is {score}")
+                    raise InputError(
+                        f"the score of test image {identity} is {score}: the model is spoilt, train it again"
+                    )
                 cell = f"{int(landmarks[identity])} {score!r}"
             yield identity, cell
 
@@ -102,30 +119,27 @@ def read_retrieval_solution(path: Path) -> Solution:
     Raises InputError as `read_recognition_solution`, and for a query without images that is not ignored.
     """
 
-    def parse(cell: str) -> list[str]:
+    def parse(cell: str) -> str:
         if not cell:
             raise ValueError("a query without images has no average precision; its Usage must be Ignored")
-        return _split(cell)
+        return cell
 
-    return _read_solution(path, "retrieval", parse)
+    public, private, ignored = _read_solution(path, "retrieval", parse)
+    return Solution(IdLists(public), IdLists(private), ignored)
 
 
-def _read_solution(path: Path, task: str, parse: Callable[[str], list]) -> Solution:
-    solution = Solution({}, {}, set())
-    parts = {"Public": solution.public, "Private": solution.private}
+def _read_solution(path: Path, task: str, parse: Callable[[str], Any]) -> Solution:
+    parts: dict[str, dict[str, Any]] = {"Public": {}, "Private": {}, "Ignored": {}}
 
     def take(identity: str, cell: str, usage: str) -> None:
-        if any(identity in part for part in solution):
+        if any(identity in part for part in parts.values()):
             raise ValueError(f"test image {identity[:40]!a} is repeated")
-        if usage == "Ignored":
-            solution.ignored.add(identity)
-        elif usage in parts:
-            parts[usage][identity] = parse(cell)
-        else:
+        if usage not in parts:
             raise ValueError(f"Usage is {usage[:40]!a}, not Public, Private or Ignored")
+        parts[usage][identity] = None if usage == "Ignored" else parse(cell)
 
     _read(path, [*HEADERS[task], "Usage"], take)
-    return solution
+    return Solution(parts["Public"], parts["Private"], set(parts["Ignored"]))
 
 
 def read_recognition(path: Path, solution: Solution) -> Predictions:
@@ -149,31 +163,29 @@ def read_recognition(path: Path, solution: Solution) -> Predictions:
 
 def read_retrieval(path: Path, solution: Solution) -> Predictions:
     """Read `id,images`: the index ids by test id, best first; more than 100 are kept. Else as `read_recognition`."""
-    return _read_predictions(path, "retrieval", solution, lambda cell: _split(cell.removesuffix(" ")))
+    public, private = _read_predictions(path, "retrieval", solution, lambda cell: cell.removesuffix(" "))
+    return Predictions(IdLists(public), IdLists(private))
 
 
 def _read_predictions(path: Path, task: str, solution: Solution, parse: Callable[[str], Any]) -> Predictions:
-    predictions = Predictions({}, {})
+    public: dict[str, Any] = {}
+    private: dict[str, Any] = {}
+    public_ids, private_ids = set(solution.public), set(solution.private)
 
     def take(identity: str, cell: str) -> None:
-        if any(identity in part for part in predictions):
+        if identity in public or identity in private:
             raise ValueError(f"test image {identity[:40]!a} is repeated")
         if not cell or identity in solution.ignored:
             return
-        if identity in solution.public:
-            predictions.public[identity] = parse(cell)
-        elif identity in solution.private:
-            predictions.private[identity] = parse(cell)
+        if identity in public_ids:
+            public[identity] = parse(cell)
+        elif identity in private_ids:
+            private[identity] = parse(cell)
         else:
             raise ValueError(f"test image {identity[:40]!a} is not in the solution")
 
     _read(path, HEADERS[task], take)
-    return predictions
-
-
-def _split(cell: str) -> list[str]:
-    """The ids of a cell, each once in memory: 117,577 lists of 100 would otherwise take 760 MB."""
-    return [*map(sys.intern, cell.split(" "))]
+    return Predictions(public, private)
 
 
 def _read(path: Path, header: list[str], take: Callable[..., None]) -> None:

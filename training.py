@@ -9,7 +9,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from keras import ops
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
@@ -64,21 +63,22 @@ def train(recipe: Recipe, mirror: Mirror, landmarks: np.ndarray) -> keras.Model:
     order = [names[i] for epoch in range(recipe.epochs) for i in shuffled(len(names), recipe.seed, epoch)]
     logs = Writer(str(recipe.work / "logs"))
     bar = tqdm(order, "training", initial=len(run.history), unit=" mini-epochs")
-    for shard in mirror.stream("train", order[len(run.history) :]):
-        try:
+    try:
+        for shard in mirror.stream("train", order[len(run.history) :]):
             row = run.mini_epoch(shard, classes) | validation.scores(run.model)
-        except Stopped:
-            run.save()
-            raise
-        run.finish_mini_epoch(row)
-        figures = {name: value for name, value in row.items() if isinstance(value, float)}
-        for name, value in figures.items():
-            logs.add_scalar(name, value, len(run.history))
-        logs.flush()
-        bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-        bar.update()
-    bar.close()
-    logs.close()
+            run.finish_mini_epoch(row)
+            figures = {name: value for name, value in row.items() if isinstance(value, float)}
+            for name, value in figures.items():
+                logs.add_scalar(name, value, len(run.history))
+            logs.flush()
+            bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+            bar.update()
+    except Stopped:
+        run.save()
+        raise
+    finally:
+        bar.close()
+        logs.close()
     return run.model
 
 
@@ -113,13 +113,11 @@ class _Run:
             self.history, self.step = progress["history"], progress["step"]
             print(f"going on after mini-epoch {len(self.history)} of {total}, step {self.step}")
         else:
-            self.model = models.build_model(
-                classes, **{name: getattr(recipe, name) for name in models.SETTINGS}
-            )
+            self.model = models.build_model(classes, **{name: getattr(recipe, name) for name in models.SETTINGS})
             self.model.compile(
                 keras.optimizers.Adam(recipe.learning_rate),
                 models.sparse_crossentropy(recipe.label_smoothing),
-                ["accuracy"],
+                metrics=["accuracy"],
                 # XLA compiles for minutes on a CPU and wins nothing there; JAX needs it.
                 jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
             )
@@ -133,22 +131,32 @@ class _Run:
         steps = -(-len(ids) // self.recipe.batch_size)
         ids = np.resize(ids, steps * self.recipe.batch_size).tolist() if ids else []
         batches = Batches(shard, ids, self.recipe.image_size, self.recipe.batch_size, first=self.step)
-        logs: dict = {}
-        began, seen = time.monotonic(), 0
+        logs: list[dict] = []
+        began = time.monotonic()
         for photo_ids, photos in tqdm(batches, shard.name, unit=" steps", leave=False):
             check_stop()
             rate = learning_rate(self.recipe, number + self.step / steps, self.total)
             self.model.optimizer.learning_rate.assign(rate)
-            logs = self.model.train_on_batch(photos, classes[photo_ids].to_numpy(), return_dict=True)
+            self.model.reset_metrics()  # Keras versions differ in whether they do it
+            logs.append(self.model.train_on_batch(photos, classes[photo_ids].to_numpy(), return_dict=True))
+            if not math.isfinite(logs[-1]["loss"]):
+                raise InputError(
+                    f"the loss is {logs[-1]['loss']} in mini-epoch {number + 1}, step {self.step + 1}: lower "
+                    f"--learning-rate (now {rate:g}) and begin again in another --work"
+                )
             self.step += 1
-            seen += len(photos)
-            if self.recipe.checkpoint_minutes and time.monotonic() > self.saved_at + 60 * self.recipe.checkpoint_minutes:
+            if (
+                self.recipe.checkpoint_minutes
+                and time.monotonic() > self.saved_at + 60 * self.recipe.checkpoint_minutes
+            ):
                 self.save()
-        self.model.reset_metrics()
         record_skipped(self.recipe.work, "train", shard, batches.unreadable)
-        speed = seen / (time.monotonic() - began)
-        figures = {name: float(logs[name]) for name in ("loss", "accuracy") if name in logs}
-        return {"mini_epoch": number + 1, "shard": shard.name, **figures, "learning_rate": rate, "photos_per_second": speed}
+        row = {"mini_epoch": number + 1, "shard": shard.name, "photos": len(ids) - len(batches.unreadable)}
+        if logs:
+            speed = len(logs) * self.recipe.batch_size / (time.monotonic() - began)
+            means = {name: float(np.mean([step[name] for step in logs])) for name in ("loss", "accuracy")}
+            row |= {**means, "learning_rate": rate, "photos_per_second": speed}
+        return row
 
     def finish_mini_epoch(self, row: dict) -> None:
         self.history.append(row)
@@ -192,7 +200,9 @@ class _Validation:
         outputs = []
         for begin in range(0, len(self.photos), self.batch_size):
             check_stop()
-            outputs.append(models.predict(self.predictor, self.photos[begin : begin + self.batch_size], self.batch_size))
+            outputs.append(
+                models.predict(self.predictor, self.photos[begin : begin + self.batch_size], self.batch_size)
+            )
         landmark, score = (np.concatenate([output[name] for output in outputs]) for name in ("landmark", "score"))
         predictions = dict(zip(self.solution, zip(landmark.tolist(), score.tolist(), strict=True), strict=True))
         return {

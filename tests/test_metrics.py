@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 import metrics
 from command import InputError
 from metrics import (
-    first_hit_positions,
+    find_hits,
     gap,
     mean_average_precision,
+    mean_median_position,
     precision,
     score_recognition,
     score_retrieval,
     top1_accuracy,
+    write_scores,
 )
 
 ROOT = Path(metrics.__file__).parent
@@ -55,13 +57,12 @@ def test_recognition_published_case():
 
 
 def test_retrieval_published_case():
-    assert mean_average_precision(PREDICTED_IMAGES, TRUE_IMAGES) == pytest.approx(0.458333, abs=1e-6)
-    assert mean_average_precision(PREDICTED_IMAGES, TRUE_IMAGES, depth=1) == 0.5
-    assert [precision(PREDICTED_IMAGES, TRUE_IMAGES, k) for k in (1, 2)] == [0.5, 0.375]
-    assert sorted(first_hit_positions(PREDICTED_IMAGES, TRUE_IMAGES)) == [1, 1, 2, 101]
-    assert np.mean(first_hit_positions(PREDICTED_IMAGES, TRUE_IMAGES)) == 26.25
-    assert np.median(first_hit_positions(PREDICTED_IMAGES, TRUE_IMAGES)) == 1.5
-    assert sorted(first_hit_positions(PREDICTED_IMAGES, TRUE_IMAGES, depth=1)) == [1, 1, 2, 2]
+    hits = find_hits(PREDICTED_IMAGES, TRUE_IMAGES)
+    assert mean_average_precision(hits) == pytest.approx(0.458333, abs=1e-6)
+    assert mean_average_precision(hits, depth=1) == 0.5
+    assert [precision(hits, k) for k in (1, 2)] == [0.5, 0.375]
+    assert mean_median_position(hits) == (26.25, 1.5)
+    assert mean_median_position(hits, depth=1) == (1.5, 1.5)
 
 
 def test_gap_divides_by_images_with_landmark_not_by_predictions():
@@ -115,44 +116,43 @@ def test_top1_counts_only_images_with_landmark_and_missing_ones_as_wrong():
 
 def test_repeats_use_up_their_rank():
     solution = {"q": ["x", "y"]}
-    assert mean_average_precision({"q": ["x", "x", "y"]}, solution) == pytest.approx((1 + 2 / 3) / 2)
-    assert mean_average_precision({"q": ["z", "z", "x"]}, solution) == pytest.approx((1 / 3) / 2)
-    assert precision({"q": ["x", "x"]}, solution, 2) == 1 / 2
-    assert precision({"q": ["x", "x", "y"]}, solution, 2) == 1 / 2
+    assert mean_average_precision(find_hits({"q": ["x", "x", "y"]}, solution)) == pytest.approx((1 + 2 / 3) / 2)
+    assert mean_average_precision(find_hits({"q": ["z", "z", "x"]}, solution)) == pytest.approx((1 / 3) / 2)
+    assert precision(find_hits({"q": ["x", "x"]}, solution), 2) == 1 / 2
+    assert precision(find_hits({"q": ["x", "x", "y"]}, solution), 2) == 1 / 2
 
 
 def test_average_precision_divides_by_the_images_that_could_be_found():
     relevant = [str(i) for i in range(150)]
-    assert mean_average_precision({"q": relevant[50:]}, {"q": relevant}) == 1.0
-    assert mean_average_precision({"q": relevant[:1]}, {"q": relevant[:4]}) == 1 / 4
-    assert mean_average_precision({"q": relevant[:50]}, {"q": relevant}) == 1 / 2
+    assert mean_average_precision(find_hits({"q": relevant[50:]}, {"q": relevant})) == 1.0
+    assert mean_average_precision(find_hits({"q": relevant[:1]}, {"q": relevant[:4]})) == 1 / 4
+    assert mean_average_precision(find_hits({"q": relevant[:50]}, {"q": relevant})) == 1 / 2
 
 
 def test_ranks_after_100_do_not_count():
     wrong = [f"wrong{i}" for i in range(100)]
-    solution = {"q": ["x"]}
-    assert mean_average_precision({"q": [*wrong[:99], "x"]}, solution) == 1 / 100
-    assert mean_average_precision({"q": [*wrong, "x"]}, solution) == 0
-    assert precision({"q": [*wrong, "x"]}, solution, 100) == 0
-    assert first_hit_positions({"q": [*wrong[:99], "x"]}, solution) == [100]
-    assert first_hit_positions({"q": [*wrong, "x"]}, solution) == [101]
+    last = find_hits({"q": [*wrong[:99], "x"]}, {"q": ["x"]})
+    assert mean_average_precision(last) == precision(last, 100) == 1 / 100
+    assert mean_median_position(last) == (100, 100)
+    beyond = find_hits({"q": [*wrong, "x"]}, {"q": ["x"]})
+    assert mean_average_precision(beyond) == precision(beyond, 100) == 0
+    assert mean_median_position(beyond) == (101, 101)
 
 
 def test_missing_and_empty_queries_score_nothing():
     solution = {"q": ["x"], "missing": ["x"], "empty": ["x"], "wrong": ["x"]}
-    predictions = {"q": ["x"], "empty": [], "wrong": ["y"]}
-    assert mean_average_precision(predictions, solution) == 1 / 4
-    assert precision(predictions, solution, 1) == 1 / 4
-    assert precision(predictions, solution, 5) == 1 / 20
-    assert sorted(first_hit_positions(predictions, solution)) == [1, 101, 101, 101]
+    hits = find_hits({"q": ["x"], "empty": [], "wrong": ["y"]}, solution)
+    assert mean_average_precision(hits) == 1 / 4
+    assert precision(hits, 1) == 1 / 4
+    assert precision(hits, 5) == 1 / 20
+    assert mean_median_position(hits) == (76, 101)
 
 
 def test_retrieval_errors():
-    for score in (mean_average_precision, first_hit_positions, lambda p, s: precision(p, s, 1)):
-        with pytest.raises(ValueError, match="'unknown'"):
-            score({"unknown": ["x"]}, {"q": ["x"]})
+    with pytest.raises(ValueError, match="'unknown'"):
+        find_hits({"unknown": ["x"]}, {"q": ["x"]})
     with pytest.raises(ZeroDivisionError):
-        mean_average_precision({"q": ["x"]}, {"q": []})
+        mean_average_precision(find_hits({"q": ["x"]}, {"q": []}))
 
 
 # Scores and ids from few values, so that ties, repeats and hits are common.
@@ -219,9 +219,10 @@ def test_top1_against_naive(case):
 @given(retrieval_cases(), st.integers(1, 10))
 def test_retrieval_against_naive(case, depth):
     expected_map, expected_precisions, expected_first = naive_retrieval(*case, depth)
-    assert mean_average_precision(*case, depth) == pytest.approx(expected_map)
-    assert [precision(*case, k) for k in range(1, depth + 1)] == pytest.approx(expected_precisions)
-    assert sorted(first_hit_positions(*case, depth)) == sorted(expected_first)
+    hits = find_hits(*case)
+    assert mean_average_precision(hits, depth) == pytest.approx(expected_map)
+    assert [precision(hits, k) for k in range(1, depth + 1)] == pytest.approx(expected_precisions)
+    assert mean_median_position(hits, depth) == pytest.approx((np.mean(expected_first), np.median(expected_first)))
 
 
 def write(path, *lines):
@@ -290,6 +291,16 @@ def test_nothing_to_score_at_all(tmp_path):
     submission = write(tmp_path / "retrieval.csv", "id,images", "a,x")
     with pytest.raises(InputError, match="nothing to score"):
         score_retrieval(submission, write(tmp_path / "s.csv", "id,images,Usage", "a,None,Ignored"))
+
+
+def test_write_scores(tmp_path, capsys):
+    submission, solution = recognition_files(tmp_path)
+    path = tmp_path / "recognition.metrics.json"
+    write_scores("recognition", submission, None, path)
+    assert not path.exists() and "not scored" in capsys.readouterr().out
+    write_scores("recognition", submission, solution, path)
+    assert json.loads(path.read_text()) == score_recognition(submission, solution)
+    assert capsys.readouterr().out == path.read_text()
 
 
 def run(*arguments):

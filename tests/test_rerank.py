@@ -94,9 +94,9 @@ def test_depth_bounds_what_moves_and_top_what_is_kept():
 
 def test_one_query_does_not_touch_another_and_many_make_several_blocks():
     queries = 3000
-    given = neighbours([[0.9, 0.8]] * queries, [[0, 1]] * queries, np.arange(queries) % 2, [0, 1])
+    given = neighbours([[0.9, 0.8]] * queries, [[0, 1]] * queries, np.arange(queries) % 3, [0, 1])
     result = same_landmark(given, 2)
-    assert result.positions.tolist() == [[0, 1], [1, 0]] * (queries // 2)
+    assert result.positions.tolist() == [[0, 1], [1, 0], [0, 1]] * (queries // 3)
     np.testing.assert_allclose(result.similarities[0], [1 - 0.1 / 4, 0.8], atol=1e-6)
 
 
@@ -104,6 +104,12 @@ def test_the_gain_is_that_of_the_distance():
     similarity, factor = 0.3, 1.5
     result = same_landmark(neighbours([[similarity]], [[0]], [1], [1]), factor)
     assert math.sqrt(2 - 2 * result.similarities[0, 0]) == pytest.approx(math.sqrt(2 - 2 * similarity) / factor)
+
+
+def test_equal_distances_keep_their_order():
+    order = np.random.default_rng(0).permutation(1000)
+    given = neighbours([[0.5] * 1000], [order], [1], np.zeros(1000))
+    assert same_landmark(given, 2, depth=1000, top=1000).positions[0].tolist() == order.tolist()
 
 
 def test_padding_stays_last():

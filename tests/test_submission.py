@@ -228,7 +228,7 @@ def test_write_retrieval_leaves_nothing_half_made(tmp_path, neighbours):
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_write_recognition_refuses_scores_that_are_not_finite(tmp_path, score):
-    with pytest.raises(ValueError, match="test image a is"):
+    with pytest.raises(InputError, match="test image a is"):
         write_recognition(tmp_path / "recognition.csv", ["a"], {"a": 1}, {"a": score})
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,118 @@
+"""What tests share: small photos, a tiny mirror, and a loopback server that misbehaves on request."""
+
+import io
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tenacity
+from PIL import Image
+
+import command
+import convert
+import download
+
+
+def jpeg(seed: int, size=(40, 30), **options) -> bytes:
+    """A JPEG of coloured noise blocks: small, and different for every seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(blocks).resize(size).save(encoded, "JPEG", **options)
+    return encoded.getvalue()
+
+
+def identity(number: int) -> str:
+    """A 16-digit id; ids in order of number are not in order of their digits."""
+    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
+
+
+def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, test: int = 2, others: int = 4) -> Path:
+    """A mirror whose landmark is plain from the colour; `others` photos of none are in test and index each."""
+    rows = []
+    for landmark in range(1, landmarks + 1):
+        rows += [(landmark * 10, split) for split, n in (("train", train), ("index", index), ("test", test)) for _ in range(n)]
+    rows += [(pd.NA, split) for split in ("index", "test") for _ in range(others)]
+    photos = pd.DataFrame(rows, columns=["landmark_id", "split"]).astype({"landmark_id": "Int64"})
+    photos["id"] = [identity(number) for number in range(1, len(photos) + 1)]
+    photos["url"] = [str(number) for number in range(len(photos))]
+
+    def load(url: str) -> bytes:
+        landmark = photos["landmark_id"][int(url)]
+        noise = np.random.default_rng(int(url)).integers(0, 60, (24, 32, 3))
+        if not pd.isna(landmark):
+            noise[..., int(landmark) // 10 % 3] += 180
+        encoded = io.BytesIO()
+        Image.fromarray(noise.astype(np.uint8)).save(encoded, "JPEG")
+        return encoded.getvalue()
+
+    convert.build_mirror(photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)})
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_mirror(tmp_path_factory) -> Path:
+    return make_mirror(tmp_path_factory.mktemp("mirror") / "tiny")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder with byte ranges; `server.faults` maps a path to functions that answer in its place, in turn."""
+
+    def do_GET(self):
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        faults = self.server.faults.get(self.path)
+        if faults:
+            return faults.pop(0)(self)
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        return self.send_range(path.read_bytes())
+
+    def send_range(self, body: bytes, cut: int | None = None):
+        """Answer with `body`, or the range asked for; stop after `cut` bytes although more are promised."""
+        begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if begin and begin >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - begin))
+        self.end_headers()
+        self.wfile.write(body[begin:][:cut])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Start a loopback server of a folder: `server = serve(folder)`; `server.url`, `server.faults`, `server.requests`."""
+    servers = []
+
+    def start(folder: Path) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        server.faults, server.requests = {}, []
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """No waiting between tries, and no stop request left over from another test."""
+    monkeypatch.setattr(download, "WAIT", tenacity.wait_fixed(0.01))
+    monkeypatch.setattr(command, "_signals", [])
+    command.stop_event.clear()
