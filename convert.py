@@ -116,7 +116,8 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     if not found:
         raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(PHOTO_SUFFIXES))}): one per landmark")
     photos = pd.DataFrame(found + others, columns=["url", "landmark_id"]).astype({"landmark_id": "Int64"})
-    photos["id"] = [hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest() for path in photos["url"]]
+    places = [path.relative_to(folder if path.is_relative_to(folder) else non_landmarks.parent) for path in photos["url"]]
+    photos["id"] = [hashlib.blake2b(place.as_posix().encode(), digest_size=8).hexdigest() for place in places]
     photos["url"] = photos["url"].astype(str)
     _claim(out, f"import {folder.resolve()} seed {seed}")
     names = {number: path.name for number, path in enumerate(landmarks, 1)}

@@ -98,53 +98,54 @@ def render(
     frame = np.zeros(size[::-1], "<u4")
     light, inverse_depth = np.zeros((2, *size[::-1]), np.float32)
 
+    faces = [*faces, ground]
     outlines = corners(faces)
-    normals = np.cross([face.right for face in faces], [face.up for face in faces])
-    lights = ambient + (1 - ambient) * np.maximum(0, normals @ sun / np.linalg.norm(normals, axis=1))
+    origin, right, up = (np.array([face[part] for face in faces]) for part in range(3))
+    normals = np.cross(right, up)
+    shades = ambient + (1 - ambient) * np.maximum(0, normals @ sun / np.linalg.norm(normals, axis=1))
     towards = camera.centre - outlines.mean(axis=1)
-    order = np.argsort(np.linalg.norm(towards, axis=1))  # near ones first: what they hide is not textured in vain
-    for i in order[((towards * normals).sum(axis=1) > 0)[order]]:
-        _draw(faces[i], outlines[i], camera, lights[i], frame, light, inverse_depth)
+    points, depths = (seen.reshape(len(faces), 4, -1) for seen in project(outlines.reshape(-1, 3), camera))
+    within = depths.min(axis=(1, 2)) > NEAR
+    low = np.where(within[:, None], np.clip(np.floor(points.min(axis=1)), 0, size), 0).astype(int)
+    high = np.where(within[:, None], np.clip(np.ceil(points.max(axis=1)), 0, size), size).astype(int)
+    seen = ((towards * normals).sum(axis=1) > 0) & (low < high).all(axis=1) & (depths.max(axis=(1, 2)) > NEAR)
+    # A pixel (x, y, 1) is depth * plane @ (u, v, 1): so the inverse gives (u, v, 1) / depth.
+    planes = camera.intrinsics @ camera.rotation @ np.stack([right, up, origin - camera.centre], axis=2)
+    order = np.argsort(np.linalg.norm(towards[:-1], axis=1))  # near ones first: what they hide is not textured in vain
+    for i in order[seen[order]]:
+        _draw(faces[i], np.linalg.inv(planes[i]), low[i], high[i], shades[i], camera, frame, light, inverse_depth)
     bare = inverse_depth == 0
-    _draw(ground, corners([ground])[0], camera, ambient + (1 - ambient) * sun[2], frame, light, inverse_depth)
-    light[bare & _shadows(outlines[[face.texture.opaque for face in faces]], camera, sun)] *= ambient
+    _draw(ground, np.linalg.inv(planes[-1]), low[-1], high[-1], shades[-1], camera, frame, light, inverse_depth)
+    light[bare & _shadows(outlines[:-1][[face.texture.opaque for face in faces[:-1]]], camera, sun)] *= ambient
 
-    planes = Image.frombuffer("RGBX", size, frame), Image.fromarray(light), Image.fromarray(inverse_depth)
-    pixels, light, inverse_depth = (np.asarray(plane.resize(wanted, Image.Resampling.BOX)) for plane in planes)
-    return np.asarray(pixels) * np.stack([light, light, light, np.ones_like(light)], axis=2), inverse_depth
+    layers = Image.frombuffer("RGBX", size, frame), Image.fromarray(light), Image.fromarray(inverse_depth)
+    pixels, light, inverse_depth = (np.asarray(layer.resize(wanted, Image.Resampling.BOX)) for layer in layers)
+    return pixels * np.stack([light, light, light, np.ones_like(light)], axis=2), inverse_depth
 
 
 def _draw(
     face: Face,
-    outline: np.ndarray,
-    camera: Camera,
+    to_face: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
     shade: float,
+    camera: Camera,
     frame: np.ndarray,
     light: np.ndarray,
     inverse_depth: np.ndarray,
 ) -> None:
-    points, depths = project(outline, camera)
-    low, high = np.zeros(2), np.array(camera.size)
-    if depths.min() > NEAR:
-        low, high = np.clip(np.floor(points.min(axis=0)), low, high), np.clip(np.ceil(points.max(axis=0)), low, high)
-    (left, upper), (right, lower) = low.astype(int), high.astype(int)
-    if left >= right or upper >= lower or depths.max() <= NEAR:
-        return
-    # A pixel (x, y, 1) is depth * plane @ (u, v, 1) up to the intrinsics: the inverse gives (u, v, 1) / depth.
-    plane = camera.intrinsics @ camera.rotation @ np.stack([face.right, face.up, face.origin - camera.centre], axis=1)
-    to_face = np.linalg.inv(plane).astype(np.float32)
-    x = np.arange(left, right, dtype=np.float32) + 0.5
-    y = np.arange(upper, lower, dtype=np.float32)[:, None] + 0.5
-    u, v, near = (row[0] * x + (row[1] * y + row[2]) for row in to_face)
-    window = np.s_[upper:lower, left:right]
+    window = np.s_[low[1] : high[1], low[0] : high[0]]
+    x = np.arange(low[0], high[0], dtype=np.float32) + 0.5
+    y = np.arange(low[1], high[1], dtype=np.float32)[:, None] + 0.5
+    u, v, near = (row[0] * x + (row[1] * y + row[2]) for row in to_face.astype(np.float32))
     inside = (near > inverse_depth[window]) & (v >= 0) & (v <= near)
     inside &= np.abs(2 * u - near) <= near - np.float32(face.taper) * v
     near = near[inside]
     u, v = u[inside] / near * np.float32(face.tiles[0]), v[inside] / near * np.float32(face.tiles[1])
     # The texels under one pixel's side, geometric mean over both directions, at distance 1.
-    texels = np.sqrt(face.texture.widths[0] * face.tiles[0] / np.linalg.norm(face.right))
-    texels *= np.sqrt(face.texture.heights[0] * face.tiles[1] / np.linalg.norm(face.up))
-    colours = face.texture.sample(u, v, np.log2(np.float32(texels / camera.intrinsics[0, 0]) / near) + 0.5)
+    texels = face.texture.widths[0] * face.tiles[0] * face.texture.heights[0] * face.tiles[1]
+    texels = np.sqrt(texels / np.linalg.norm(face.right) / np.linalg.norm(face.up)) / camera.intrinsics[0, 0]
+    colours = face.texture.sample(u, v, np.log2(np.float32(texels) / near) + 0.5)
     if not face.texture.opaque:
         solid = colours >= 128 << 24
         inside[inside] = solid

@@ -34,7 +34,11 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
     """A mirror whose landmark is plain from the colour; `others` photos of none are in test and index each."""
     rows = []
     for landmark in range(1, landmarks + 1):
-        rows += [(landmark * 10, split) for split, n in (("train", train), ("index", index), ("test", test)) for _ in range(n)]
+        rows += [
+            (landmark * 10, split)
+            for split, n in (("train", train), ("index", index), ("test", test))
+            for _ in range(n)
+        ]
     rows += [(pd.NA, split) for split in ("index", "test") for _ in range(others)]
     photos = pd.DataFrame(rows, columns=["landmark_id", "split"]).astype({"landmark_id": "Int64"})
     photos["id"] = [identity(number) for number in range(1, len(photos) + 1)]
@@ -49,7 +53,9 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
         Image.fromarray(noise.astype(np.uint8)).save(encoded, "JPEG")
         return encoded.getvalue()
 
-    convert.build_mirror(photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)})
+    convert.build_mirror(
+        photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)}
+    )
     return out
 
 

@@ -154,7 +154,9 @@ def test_a_kaggle_tree_is_read_in_virtual_shards(tmp_path, monkeypatch):
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{photo}.jpg").write_bytes(jpeg(number))
     pd.DataFrame({"id": photos["train"], "landmark_id": 7}).to_csv(tmp_path / "train.csv", index=False)
-    pd.DataFrame({"id": photos["test"], "landmarks": "8815 0.03"}).to_csv(tmp_path / "sample_submission.csv", index=False)
+    pd.DataFrame({"id": photos["test"], "landmarks": "8815 0.03"}).to_csv(
+        tmp_path / "sample_submission.csv", index=False
+    )
     mirror = open_mirror(str(tmp_path))
     assert [len(mirror.shard_names(split)) for split in mirrors.SPLITS] == [3, 2, 1]
     for split, ids in photos.items():

@@ -97,7 +97,15 @@ def test_a_tree_is_read_by_id(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("identity", "valid"),
-    [("0123456789abcdef", True), ("a_b-c", True), ("abc", True), ("ab", False), ("", False), ("a/b", False), ("..a", False)],
+    [
+        ("0123456789abcdef", True),
+        ("a_b-c", True),
+        ("abc", True),
+        ("ab", False),
+        ("", False),
+        ("a/b", False),
+        ("..a", False),
+    ],
 )
 def test_valid_id(identity, valid):
     assert valid_id(identity) is valid

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,11 @@ def test_bad_recognition_solution(file, row, message):
         read_recognition_solution(file("id,landmarks,Usage", "b,1,Public", row))
 
 
+def test_repeated_private_prediction(file):
+    with pytest.raises(InputError, match="line 3: test image 'c' is repeated"):
+        read_retrieval(file("id,images", "c,x", "c,y"), RETRIEVAL_SOLUTION)
+
+
 def test_query_without_images_must_be_ignored(file):
     with pytest.raises(InputError, match="line 2: .*Ignored"):
         read_retrieval_solution(file("id,images,Usage", "a,,Private"))
@@ -178,6 +184,18 @@ def test_size_of_a_cell_and_a_line_is_bounded(file, monkeypatch):
     for line in (f"a,{'x' * 51}", "x" * 1000, ",x" * 1000):
         with pytest.raises(InputError, match="field limit|columns"):
             read_retrieval(file("id,images", line), RETRIEVAL_SOLUTION)
+
+
+def test_a_file_that_is_one_line_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "MAX_LINE", 2**16)
+    path = tmp_path / "line.csv"
+    path.write_bytes(b"id,images\n" + b"x," * 2**23)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="columns"):
+        read_retrieval(path, RETRIEVAL_SOLUTION)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23  # half of the line
 
 
 def test_write_recognition(tmp_path):

@@ -1,0 +1,217 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import identity, jpeg, make_mirror
+from PIL import Image
+
+import convert
+import submission
+from command import InputError
+from mirror import SPLITS, FolderMirror
+
+
+def read_all(folder: Path, split: str) -> dict[str, bytes]:
+    mirror = FolderMirror(folder)
+    return {p: shard.read(p) for shard in mirror.stream(split, mirror.shard_names(split)) for p in shard.ids}
+
+
+def landmark_folders(root: Path) -> Path:
+    number = 0
+    for name, count in {"Tower": 10, "Dome, old": 5, "Gate": 2, "Ruin": 1}.items():
+        (root / name / "more").mkdir(parents=True)
+        for i in range(count):
+            number += 1
+            suffix = ".JPG" if i == 0 else "/more/x.jpeg" if i == 1 else ".jpg"
+            path = root / name / (f"{i}{suffix}" if i != 1 else "more/x.jpeg")
+            path.write_bytes(jpeg(number))
+    (root / "Tower/readme.txt").write_text("no photo")
+    (root / "Tower/broken.jpg").write_bytes(b"broken")
+    Image.fromarray(np.full((20, 30, 4), 128, np.uint8)).save(root / "Tower/transparent.png")
+    return root
+
+
+def test_import_makes_a_whole_mirror(tmp_path):
+    folder = landmark_folders(tmp_path / "mine")
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(6):
+        (others / f"{number}.jpg").write_bytes(jpeg(100 + number))
+    out = tmp_path / "out"
+    convert.import_folder(folder, out, others, seed=1)
+
+    mirror = FolderMirror(out)
+    names = mirror.categories()
+    assert sorted(names.values()) == ["Dome, old", "Gate", "Ruin", "Tower"]
+    train = mirror.train()
+    counts = {names[i]: n for i, n in train["landmark_id"].value_counts().items()}
+    assert counts.pop("Tower") in (7, 8)  # of 12, one of which is broken
+    assert counts == {"Dome, old": 3, "Gate": 1, "Ruin": 1}
+    for split in SPLITS:
+        assert set(read_all(out, split)) == set(mirror.ids(split))
+    assert len(mirror.ids("train")) + len(mirror.ids("index")) + len(mirror.ids("test")) == 11 + 5 + 2 + 1 + 6
+    failed = pd.read_csv(out / "failed.csv")
+    assert failed["url"].tolist() == [str(folder / "Tower/broken.jpg")]
+
+    urls = dict(zip(train["id"], pd.read_csv(out / "metadata/train.csv")["url"], strict=True))
+    for photo, data in read_all(out, "train").items():
+        original = Path(urls[photo]).read_bytes()
+        assert data == original if original.startswith(b"\xff\xd8") else Image.open(io.BytesIO(data)).format == "JPEG"
+
+    recognition = submission.read_recognition_solution(mirror.solution("recognition"))
+    scored = recognition.public | recognition.private
+    assert set(scored) == set(mirror.ids("test"))
+    assert sum(not landmarks for landmarks in scored.values()) == 4
+    of_index = pd.read_csv(out / "metadata/index_image_to_landmark.csv").groupby("landmark_id")["id"].agg(set)
+    retrieval = submission.read_retrieval_solution(mirror.solution("retrieval"))
+    for photo, found in {**retrieval.public, **retrieval.private}.items():
+        assert set(found) == of_index[scored[photo][0]]
+    assert {photo for photo, landmarks in scored.items() if not landmarks} < retrieval.ignored
+    assert convert.check(str(out)) == 0
+
+
+def test_import_is_deterministic_and_the_seed_matters(tmp_path):
+    folder = landmark_folders(tmp_path / "mine")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        convert.import_folder(folder, tmp_path / name, None, seed)
+    tables = [(tmp_path / name / "metadata/test.csv").read_text() for name in "abc"]
+    assert tables[0] == tables[1] != tables[2]
+
+
+def test_import_refuses_what_it_cannot_use(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no folder of photos"):
+        convert.import_folder(tmp_path / "empty", tmp_path / "out", None, 0)
+    with pytest.raises(InputError, match="is no folder"):
+        convert.import_folder(tmp_path / "nowhere", tmp_path / "out", None, 0)
+    folder = landmark_folders(tmp_path / "mine")
+    make_mirror(tmp_path / "mirror")
+    with pytest.raises(InputError, match="holds shards already"):
+        convert.import_folder(folder, tmp_path / "mirror", None, 0)
+
+
+def test_fetch_downloads_shrinks_and_lists_what_failed(tmp_path, serve):
+    (tmp_path / "web").mkdir()
+    for number in range(12):
+        (tmp_path / f"web/{number}.jpg").write_bytes(jpeg(number, (300, 200)))
+    (tmp_path / "web/broken.jpg").write_bytes(b"broken")
+    server = serve(tmp_path / "web")
+    server.faults["/1.jpg"] = [lambda handler: handler.send_error(503)]
+    names = [*(f"{number}.jpg" for number in range(12)), "broken.jpg", "missing.jpg"]
+    rows = [(identity(n), f"{server.url}/{name}", str(n % 3)) for n, name in enumerate(names)]
+    rows += [("../evil", f"{server.url}/2.jpg", "1"), (identity(99), f"{server.url}/2.jpg", "None")]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+
+    def fetch():
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, threads=4, seed=0)
+
+    fetch()
+    photos = read_all(tmp_path / "out", "train")
+    assert set(photos) == {identity(n) for n in range(12)} == set(FolderMirror(tmp_path / "out").ids("train"))
+    assert all(max(Image.open(io.BytesIO(data)).size) == 100 for data in photos.values())
+    failed = pd.read_csv(tmp_path / "out/failed.csv")
+    assert set(failed["id"]) == {identity(12), identity(13), "../evil", identity(99)}
+    asked = len(server.requests)
+    fetch()
+    assert len(server.requests) == asked
+    assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 4
+    assert not list(tmp_path.glob("**/evil*"))
+
+    (tmp_path / "index.csv").write_text("\n".join(["id,url", *(f"{i},{u}" for i, u, _ in rows[:5])]))
+    convert.fetch(tmp_path / "index.csv", tmp_path / "out", "index", 100, threads=4, seed=0)
+    assert len(FolderMirror(tmp_path / "out").ids("index")) == 5
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
+
+
+def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(convert, "PHOTOS_PER_SHARD", 2)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/a.jpg").write_bytes(jpeg(1))
+    server = serve(tmp_path / "web")
+    rows = [(identity(n), f"{server.url}/a.jpg", 1) for n in range(12)]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+    original, written = convert.write_tar, []
+
+    def interrupted(path, photos):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        original(path, photos)
+
+    monkeypatch.setattr(convert, "write_tar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+    monkeypatch.setattr(convert, "write_tar", original)
+    server.requests.clear()
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+    assert len(server.requests) == 6
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
+
+
+def test_fetch_names_a_wrong_csv(tmp_path):
+    (tmp_path / "x.csv").write_text("id,link\na,b\n")
+    with pytest.raises(InputError, match="x.csv.*id,url,landmark_id"):
+        convert.fetch(tmp_path / "x.csv", tmp_path / "out", "train", 100, 1, 0)
+
+
+@pytest.mark.parametrize("web", [False, True])
+def test_shrink_copies_everything_smaller(tmp_path, serve, tiny_mirror, web):
+    source = serve(tiny_mirror).url if web else str(tiny_mirror)
+    convert.shrink(source, tmp_path / "out", 16)
+    for split in SPLITS:
+        before, after = read_all(tiny_mirror, split), read_all(tmp_path / "out", split)
+        assert before.keys() == after.keys()
+        assert all(max(Image.open(io.BytesIO(data)).size) == 16 for data in after.values())
+    for path in [*tiny_mirror.glob("metadata/*.csv"), *tiny_mirror.glob("ground_truth/*.csv")]:
+        assert (tmp_path / "out" / path.relative_to(tiny_mirror)).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "out/download").exists()
+    assert convert.check(str(tmp_path / "out")) == 0
+
+
+def test_shrink_skips_done_shards_and_refuses_another_size(tmp_path, tiny_mirror):
+    convert.shrink(str(tiny_mirror), tmp_path / "out", 16)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.tar")}
+    removed = next(iter(before))
+    (tmp_path / f"out/md5sum/{removed.parent.name}/md5.{removed.stem}.txt").unlink()
+    convert.shrink(str(tiny_mirror), tmp_path / "out", 16)
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {removed}
+    with pytest.raises(InputError, match="size 16.*size 8"):
+        convert.shrink(str(tiny_mirror), tmp_path / "out", 8)
+
+
+def test_check_prints_each_fault(tmp_path, capsys):
+    out = make_mirror(tmp_path / "m")
+    test_ids = FolderMirror(out).ids("test")
+    (out / "metadata/test.csv").write_text("\n".join(["id", *test_ids[1:], "abc1"]) + "\n")
+    path = out / "train/images_000.tar"
+    data = path.read_bytes()
+    begin = data.index(b"\xff\xd8")
+    path.write_bytes(data[:begin] + bytes(100) + data[begin + 100 :])
+    assert convert.check(str(out)) == 1
+    printed = capsys.readouterr().out
+    assert f"test: {test_ids[0]} is in a shard but not in metadata/test.csv" in printed
+    assert "test: abc1 is in metadata/test.csv but in no shard" in printed
+    assert "train/images_000.tar: md5 differs" in printed
+    assert "cannot be read" in printed
+    assert "4 faults" in printed
+
+
+def test_the_command_line(tmp_path):
+    landmark_folders(tmp_path / "mine")
+
+    def run(*arguments):
+        root = Path(convert.__file__).parent
+        return subprocess.run(
+            [sys.executable, root / "mirror.py", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    done = run("import", "mine", "out")
+    assert done.returncode == 0, done.stderr
+    assert run("check", "out").returncode == 0
+    wrong = run("check", "nowhere")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "nowhere" in wrong.stderr

@@ -1,0 +1,102 @@
+import threading
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+from conftest import identity, jpeg
+
+from generators import Batches, in_threads, record_skipped, shuffled
+from images import decode
+from shards import TarShard, write_tar
+
+
+@pytest.fixture
+def shard(tmp_path):
+    photos = [(identity(number), jpeg(number)) for number in range(10)]
+    photos[3] = (photos[3][0], b"no photo")
+    write_tar(tmp_path / "images_000.tar", photos)
+    with closing(TarShard(tmp_path / "images_000.tar")) as shard:
+        yield shard
+
+
+def test_every_photo_comes_once_in_order_and_the_broken_one_is_named(shard):
+    batches = Batches(shard, shard.ids, 16, batch_size=4)
+    assert len(batches) == 3
+    seen = list(batches)
+    good = [photo for number, photo in enumerate(shard.ids) if number != 3]
+    assert [photo for ids, _ in seen for photo in ids] == good
+    assert [images.shape for _, images in seen] == [(3, 16, 16, 3), (4, 16, 16, 3), (2, 16, 16, 3)]
+    for ids, images in seen:
+        assert images.dtype == np.uint8
+        for photo, image in zip(ids, images, strict=True):
+            np.testing.assert_array_equal(image, decode(shard.read(photo), 16))
+    ((name, reason),) = batches.unreadable
+    assert name == shard.ids[3]
+    assert "cannot identify" in reason
+
+
+def test_skipped_batches_are_not_decoded_and_the_rest_is_the_same(shard, monkeypatch):
+    rest = [ids for ids, _ in Batches(shard, shard.ids, 16, batch_size=4)][1:]
+    read = []
+    original = shard.read
+    monkeypatch.setattr(shard, "read", lambda photo: read.append(photo) or original(photo))
+    assert [ids for ids, _ in Batches(shard, shard.ids, 16, batch_size=4, first=1)] == rest
+    assert sorted(read) == sorted(shard.ids[4:])
+
+
+def test_a_batch_of_broken_photos_is_left_out(shard):
+    assert [ids for ids, _ in Batches(shard, [shard.ids[3], shard.ids[0]], 16, batch_size=1)] == [[shard.ids[0]]]
+
+
+def test_no_photos_no_batches(shard):
+    assert list(Batches(shard, [], 16, 4)) == []
+
+
+def test_the_order_follows_from_seed_and_mini_epoch_alone():
+    orders = {(seed, number): shuffled(50, seed, number).tolist() for seed in range(3) for number in range(3)}
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 9
+    np.random.seed(1)
+    assert shuffled(50, 2, 1).tolist() == orders[2, 1]
+
+
+def test_in_threads_keeps_the_order_and_stays_within_its_bound():
+    begun, taken = [], 0
+
+    def slow_first(item):
+        begun.append(item)
+        time.sleep(0.02 if item % 5 == 0 else 0)
+        return item * 2
+
+    for result in in_threads(slow_first, range(40), ahead=6, threads=3):
+        assert result == taken * 2
+        taken += 1
+        assert len(begun) <= taken + 6
+    assert taken == 40
+
+
+def test_in_threads_raises_what_the_function_raises_and_stops():
+    before = threading.active_count()
+    begun = []
+
+    def fails(item):
+        begun.append(item)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(fails, range(1000), ahead=4))
+    assert len(begun) < 20
+    assert threading.active_count() == before
+
+
+def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
+    shard.refused.append(("../evil,\n\x1b[31m.jpg", "not named a/b/c/ID.jpg"))
+    for _ in range(2):
+        record_skipped(tmp_path, "test", shard, [("abc1", "broken\nline")])
+    lines = (tmp_path / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "split,shard,name,reason"
+    assert len(lines) == 3
+    assert lines[2] == "test,images_000,abc1,broken line"
+    assert "\x1b" not in (tmp_path / "skipped.csv").read_text()
+    assert capsys.readouterr().err.count("warning") == 1

@@ -1,0 +1,169 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import model as models
+from command import InputError
+from model import GeM, Normalization, RandomCropFlip, SmoothedCrossentropy
+
+BACKBONE = 3  # after the input, the augmentation and the normalization
+SMALL = {"classes": 5, "backbone": "MobileNet", "weights": "none"}
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    return models.build_model(**SMALL, crop_size=32, pooling="gem")
+
+
+def photos(count=4, size=40):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_a_crop_is_a_mirrored_or_plain_square_of_its_own_photo():
+    images = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
+    layer = RandomCropFlip(crop=4, flip=True, seed=3)
+    seen = [set(), set()]
+    for _ in range(200):
+        for number, crop in enumerate(ops.convert_to_numpy(layer(images, training=True))):
+            matches = [
+                (top, left, flip)
+                for top in range(3) for left in range(5) for flip in (False, True)
+                if (crop == images[number, top : top + 4, left : left + 4][:, :: -1 if flip else 1]).all()
+            ]  # fmt: skip
+            assert len(matches) == 1
+            seen[number].add(matches[0])
+    assert all(len(places) == 3 * 5 * 2 for places in seen)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(images)), images)
+
+
+def test_no_crop_and_no_flip_change_nothing():
+    images = photos()
+    np.testing.assert_array_equal(ops.convert_to_numpy(RandomCropFlip(0, False)(images, training=True)), images)
+
+
+@pytest.mark.parametrize("module", ["resnet", "resnet_v2", "vgg16", "mobilenet_v2", "efficientnet", "densenet"])
+def test_normalization_does_what_the_application_does(module):
+    preprocess_input = getattr(keras.applications, module).preprocess_input
+    expected = preprocess_input(photos().astype("float32"))
+    layer = Normalization.like(preprocess_input)
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(photos())), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 7.5])
+def test_gem_is_the_power_mean(p):
+    features = np.random.default_rng(0).uniform(-1, 4, (2, 3, 5, 7)).astype("float32")
+    expected = (np.maximum(features, 1e-6).astype("float64") ** p).mean(axis=(1, 2)) ** (1 / p)
+    np.testing.assert_allclose(ops.convert_to_numpy(GeM(p)(features)), expected, rtol=1e-4)
+
+
+def test_gem_learns_its_power_and_stays_in_float32_under_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        layer = GeM()
+        pooled = layer(np.full((1, 4, 4, 2), 200, "float16"))  # 200 cubed is no float16
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert [weight.path.split("/")[-1] for weight in layer.trainable_weights] == ["p"]
+    np.testing.assert_allclose(ops.convert_to_numpy(pooled), 200, rtol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_against_numpy(smoothing):
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(5), 6).astype("float32")
+    labels = np.array([0, 1, 2, 3, 4, 0])
+    target = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    expected = -(target * np.log(probabilities)).sum(axis=1).mean()
+    got = SmoothedCrossentropy(smoothing)(labels, probabilities)
+    assert float(got) == pytest.approx(expected, rel=1e-4)
+
+
+def test_predictions_are_the_softmax_maximum_and_normalised_embeddings(small_model):
+    images = photos()
+    predictor = models.predictor(small_model)
+    outputs = models.predict(predictor, images[:3], batch_size=4)
+    softmax = small_model.predict_on_batch(images)[:3]
+    np.testing.assert_array_equal(outputs["landmark"], softmax.argmax(axis=1))
+    np.testing.assert_allclose(outputs["score"], softmax.max(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(outputs["embedding"], axis=1), 1, rtol=1e-5)
+    assert outputs["embedding"].shape == (3, 1024)
+    larger = models.predict(predictor, photos(2, 64), batch_size=2)
+    assert larger["embedding"].shape == (2, 1024)
+
+
+def test_saved_and_loaded_it_predicts_the_same_on_every_back_end(small_model, tmp_path):
+    path = tmp_path / "model.keras"
+    models.save(small_model, path)
+    expected = small_model.predict_on_batch(photos())
+    np.testing.assert_allclose(models.load(path).predict_on_batch(photos()), expected, atol=1e-6)
+    program = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[1]); import model\n"
+        "photos = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)\n"
+        "np.save(sys.argv[3], np.asarray(model.load(sys.argv[2]).predict_on_batch(photos)))"
+    )
+    for backend, package in (("jax", "jax"), ("torch", "torch")):
+        if find_spec(package) is None:
+            continue
+        out = tmp_path / f"{backend}.npy"
+        subprocess.run(
+            [sys.executable, "-c", program, Path(models.__file__).parent, path, out],
+            env=os.environ | {"KERAS_BACKEND": backend}, check=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_weights_come_from_a_model_of_ours_or_a_weights_file(small_model, tmp_path):
+    models.save(small_model, tmp_path / "model.keras")
+    small_model.layers[BACKBONE].save_weights(tmp_path / "base.weights.h5")
+    expected = small_model.layers[BACKBONE].get_weights()
+    for name in ("model.keras", "base.weights.h5"):
+        other = models.build_model(**SMALL | {"weights": str(tmp_path / name), "seed": 1})
+        for ours, theirs in zip(expected, other.layers[BACKBONE].get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_frozen_batch_normalisation():
+    model = models.build_model(**SMALL, freeze_batch_norm=True)
+    norms = [layer for layer in model.layers[BACKBONE].layers if "BatchNorm" in type(layer).__name__]
+    assert norms
+    assert not any(layer.trainable for layer in norms)
+    assert sum(weight.path.endswith("gamma") for weight in model.trainable_weights) == 0
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_ends_in_float32(precision):
+    try:
+        model = models.build_model(**SMALL, precision=precision)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert model.layers[BACKBONE].compute_dtype == precision.removeprefix("mixed_")
+    assert model.output.dtype == "float32"
+
+
+def test_what_cannot_be_built_is_named(tmp_path):
+    with pytest.raises(InputError, match="ResNet5.*did you mean ResNet50"):
+        models.build_model(5, "ResNet5")
+    with pytest.raises(InputError, match="nowhere.h5.*neither imagenet, none, nor a file"):
+        models.build_model(5, "MobileNet", weights="nowhere.h5")
+    (tmp_path / "x.h5").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="x.h5 does not hold weights"):
+        models.build_model(5, "MobileNet", weights=str(tmp_path / "x.h5"))
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    with pytest.raises(InputError, match="model.keras is not a model"):
+        models.load(tmp_path / "model.keras")
+    (tmp_path / "labels.csv").write_text("class,landmark_id\n1,5\n")
+    with pytest.raises(InputError, match="labels.csv"):
+        models.load_labels(tmp_path / "labels.csv")
+
+
+def test_a_model_with_code_inside_is_not_loaded(tmp_path):
+    inputs = keras.Input((2,))
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "model.keras")
+    with pytest.raises(InputError, match="model.keras is not a model"):
+        models.load(tmp_path / "model.keras")

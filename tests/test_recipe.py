@@ -1,0 +1,111 @@
+import subprocess
+import sys
+
+import pytest
+
+import recipe as recipes
+from command import InputError
+from recipe import Recipe, keep, load, selected
+
+
+def test_small_is_the_default():
+    assert load([]) == load(["--recipe", "small"]) == Recipe()
+
+
+def test_every_shipped_recipe_is_valid():
+    names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
+    assert {"small", "softmax"} <= set(names)
+    for name in names:
+        assert load(["--recipe", name]).recipe == name
+
+
+def test_the_published_softmax_recipe():
+    recipe = load(["--recipe", "softmax"])
+    assert (recipe.backbone, recipe.pooling, recipe.image_size) == ("ResNet50", "max", 192)
+    assert (recipe.learning_rate, recipe.schedule) == (2e-4, "steps")
+    assert recipe.learning_rate_steps == {170: 1e-4, 330: 4e-5, 380: 2e-5}
+    assert (recipe.min_images, recipe.exclude) == (20, [138982])
+    assert recipe.mirror == "https://s3.amazonaws.com/google-landmark"
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    (tmp_path / "mine.toml").write_text('backbone = "VGG16"\nimage_size = 128\ncrop_size = 0\n')
+    recipe = load(["--recipe", str(tmp_path / "mine.toml"), "--image-size", "160", "--no-flip", "--exclude", "3,4"])
+    assert (recipe.backbone, recipe.image_size, recipe.flip, recipe.exclude) == ("VGG16", 160, False, [3, 4])
+    assert load(["--learning-rate-steps", "5=0.1", "--learning-rate-steps", "7=0.01"]).learning_rate_steps == {
+        5: 0.1,
+        7: 0.01,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("45s", 45), ("30m", 1800), ("11h", 39600), ("11h30m", 41400), ("0.5h", 1800)]
+)
+def test_time_limit(text, seconds):
+    assert load(["--time-limit", text]).time_limit == seconds
+
+
+WRONG = [
+    (["--imge-size", "3"], "imge-size.*did you mean --image-size"),
+    (["--image-size", "big"], "--image-size.*big"),
+    (["--image-size", "8"], "--image-size.*32"),
+    (["--pooling", "median"], "--pooling.*'gem'.*median"),
+    (["--crop-size", "300"], "crop_size 300 is larger than image_size"),
+    (["--time-limit", "soon"], "--time-limit.*soon"),
+    (["--shards", "3"], "--shards"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--recipe", "nonesuch"], "nonesuch.*small"),
+    (["--learning-rate-steps", "x"], "learning"),
+    (["stray"], "stray"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_wrong_name_or_value_is_one_clear_line(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_toml_is_named(tmp_path):
+    for text, message in {"backbon = 'x'": "mine.toml.*backbon.*--backbone", "a = [": "mine.toml is not TOML"}.items():
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(["--recipe", str(tmp_path / "mine.toml")])
+
+
+def test_the_work_folder_remembers_its_settings(tmp_path):
+    begun = load(["--work", str(tmp_path), "--image-size", "224", "--time-limit", "1h", "--recipe", "softmax"])
+    keep(begun)
+    again = load(["--work", str(tmp_path)])
+    assert again == begun.model_copy(update={"time_limit": 0})
+    assert load(["--work", str(tmp_path), "--no-rerank", "--ahead", "3"]).rerank is False
+    with pytest.raises(InputError, match="backbone = ResNet50, now VGG16.*another --work"):
+        load(["--work", str(tmp_path), "--backbone", "VGG16"])
+    with pytest.raises(InputError, match="image_size = 224, now 216"):
+        load(["--work", str(tmp_path), "--recipe", "small"])
+
+
+def test_a_folder_is_remembered_by_its_full_path(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load(["--mirror", "mirror"]).mirror == str(tmp_path / "mirror")
+
+
+def test_selected():
+    names = [f"images_{number:03d}" for number in range(5)]
+    assert selected(names, "") == names
+    assert selected(names, "1:3") == names[1:3]
+    assert selected(names, "3:17") == names[3:]
+
+
+@pytest.mark.parametrize("script", ["recognition.py", "retrieval.py"])
+def test_help_names_every_setting_without_tensorflow(script):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", recipes.RECIPES.parent / script, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for name in Recipe.model_fields:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+    assert " tensorflow" not in done.stderr
+    assert " keras" not in done.stderr
