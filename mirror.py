@@ -203,18 +203,19 @@ class WebMirror(Mirror):
             if abandoned.is_set():
                 raise command.Stopped("the shards are not wanted any more")
 
-        pool = ThreadPoolExecutor(max_workers=max(self.ahead, 1))
+        pool = ThreadPoolExecutor(max_workers=1)  # one at a time: the next one is wanted first
 
-        def fetch_next(count: int) -> list[Future]:
-            return [pool.submit(self._fetch, split, name, check) for name in islice(waiting, count)]
+        def fetch_next(count: int) -> list[tuple[str, Future]]:
+            return [(name, pool.submit(self._fetch, split, name, check)) for name in islice(waiting, count)]
 
         try:
             fetched = deque(fetch_next(self.ahead + 1))
             while fetched:
-                path = fetched.popleft().result()
-                with closing(TarShard(path)) as shard:
+                name, path = fetched.popleft()
+                with closing(TarShard(path.result())) as shard:
                     yield shard
-                path.unlink()
+                if name not in dict(fetched):  # an epoch may begin with the shard that the last one ended with
+                    shard.path.unlink()
                 fetched.extend(fetch_next(1))
         finally:
             abandoned.set()

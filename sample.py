@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from io import BytesIO
 from multiprocessing import get_context, parent_process
@@ -21,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 import command
 from command import InputError
@@ -393,16 +393,18 @@ def make_sample(
     holds the arguments of `landmark_view`, which also gives the camera. Its LANDMARK counts from 0; it is not the id.
 
     Raises:
-        InputError: `out` is there already.
+        InputError: `out` is there already, or the seed is negative.
         command.Stopped: a signal asked the process to end.
     """
-    import pandas as pd  # here, like convert, because the workers import this module and are to start fast
+    import pandas as pd  # here, like convert and tqdm, because the workers import this module and are to start fast
 
     from convert import build_mirror
 
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} is there already: give the sample a folder of its own")
+    if seed < 0:
+        raise InputError(f"the seed is {seed}: give 0 or more")
     rng = np.random.default_rng([seed, 6])
     numbers = rng.choice(100_000, landmarks, replace=False).tolist()
     names = rng.permutation([f"{kind}_of_{place}" for kind in KINDS for place in PLACES])[:landmarks]
@@ -428,13 +430,18 @@ def make_sample(
 
 def _render(urls: Sequence[str]) -> dict[str, bytes]:
     """The photos by url, rendered in two fresh processes: a fork of one that runs TensorFlow may hang."""
+    from tqdm import tqdm
+
     rendered = {}
     pool = ProcessPoolExecutor(2, get_context("spawn"), _start_worker)
     try:
-        results = pool.map(photo, urls, chunksize=8)
-        for url, data in zip(urls, tqdm(results, "sample", len(urls), unit=" photos"), strict=True):
+        results = tqdm(pool.map(photo, urls, chunksize=8), "sample", len(urls), unit=" photos")
+        for url, data in zip(urls, results, strict=True):
             rendered[url] = data
             command.check_stop()
+    except BrokenProcessPool:
+        command.check_stop()  # SIGTERM may have gone to the workers too
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return rendered

@@ -95,6 +95,7 @@ def render(
     wanted, scale = camera.size, np.diag([samples, samples, 1.0])
     size = round(camera.size[0] * samples), round(camera.size[1] * samples)
     camera = camera._replace(intrinsics=scale @ camera.intrinsics, size=size)
+    focal = camera.intrinsics[0, 0]
     frame = np.zeros(size[::-1], "<u4")
     light, inverse_depth = np.zeros((2, *size[::-1]), np.float32)
 
@@ -113,14 +114,17 @@ def render(
     planes = camera.intrinsics @ camera.rotation @ np.stack([right, up, origin - camera.centre], axis=2)
     order = np.argsort(np.linalg.norm(towards[:-1], axis=1))  # near ones first: what they hide is not textured in vain
     for i in order[seen[order]]:
-        _draw(faces[i], np.linalg.inv(planes[i]), low[i], high[i], shades[i], camera, frame, light, inverse_depth)
+        _draw(faces[i], np.linalg.inv(planes[i]), low[i], high[i], shades[i], focal, frame, light, inverse_depth)
     bare = inverse_depth == 0
-    _draw(ground, np.linalg.inv(planes[-1]), low[-1], high[-1], shades[-1], camera, frame, light, inverse_depth)
-    light[bare & _shadows(outlines[:-1][[face.texture.opaque for face in faces[:-1]]], camera, sun)] *= ambient
+    _draw(ground, np.linalg.inv(planes[-1]), low[-1], high[-1], shades[-1], focal, frame, light, inverse_depth)
+    casters = [face is not ground and face.texture.opaque for face in faces]
+    light[bare & _shadows(outlines[casters], camera, sun)] *= ambient
 
+    # Not BOX: where samples is no whole number, it shifts the picture by a part of a pixel.
     layers = Image.frombuffer("RGBX", size, frame), Image.fromarray(light), Image.fromarray(inverse_depth)
-    pixels, light, inverse_depth = (np.asarray(layer.resize(wanted, Image.Resampling.BOX)) for layer in layers)
-    return pixels * np.stack([light, light, light, np.ones_like(light)], axis=2), inverse_depth
+    pixels, light, inverse_depth = (np.asarray(layer.resize(wanted, Image.Resampling.BILINEAR)) for layer in layers)
+    covered = np.maximum(pixels[..., 3:], 1) / np.float32(255)
+    return pixels * np.where(np.arange(4) < 3, light[..., None] / covered, 1), inverse_depth / covered[..., 0]
 
 
 def _draw(
@@ -129,7 +133,7 @@ def _draw(
     low: np.ndarray,
     high: np.ndarray,
     shade: float,
-    camera: Camera,
+    focal: float,
     frame: np.ndarray,
     light: np.ndarray,
     inverse_depth: np.ndarray,
@@ -144,7 +148,7 @@ def _draw(
     u, v = u[inside] / near * np.float32(face.tiles[0]), v[inside] / near * np.float32(face.tiles[1])
     # The texels under one pixel's side, geometric mean over both directions, at distance 1.
     texels = face.texture.widths[0] * face.tiles[0] * face.texture.heights[0] * face.tiles[1]
-    texels = np.sqrt(texels / np.linalg.norm(face.right) / np.linalg.norm(face.up)) / camera.intrinsics[0, 0]
+    texels = np.sqrt(texels / np.linalg.norm(face.right) / np.linalg.norm(face.up)) / focal
     colours = face.texture.sample(u, v, np.log2(np.float32(texels) / near) + 0.5)
     if not face.texture.opaque:
         solid = colours >= 128 << 24
@@ -160,9 +164,9 @@ def _shadows(outlines: np.ndarray, camera: Camera, sun: np.ndarray) -> np.ndarra
     shadow = Image.new("1", camera.size)
     draw = ImageDraw.Draw(shadow)
     points, depths = project((outlines - outlines[..., 2:] / sun[2] * sun).reshape(-1, 3), camera)
-    for corners_, seen in zip(points.reshape(-1, 8), depths.reshape(-1, 4).min(axis=1) > NEAR, strict=True):
+    for outline, seen in zip(points.reshape(-1, 8), depths.reshape(-1, 4).min(axis=1) > NEAR, strict=True):
         if seen:
-            draw.polygon(corners_.tolist(), fill=1)
+            draw.polygon(outline.tolist(), fill=1)
     return np.asarray(shadow)
 
 

@@ -71,6 +71,16 @@ def test_at_most_ahead_and_one_shards_are_on_disk(tiny_mirror, serve, tmp_path, 
     assert tars(tmp_path) == []
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2, 3])
+def test_a_shard_may_come_again_at_once(tiny_mirror, serve, tmp_path, ahead):
+    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, ahead)
+    names = [f"images_00{number}" for number in (0, 0, 1, 2, 2, 2, 0, 1, 0)]
+    assert [(shard.name, len(shard.read(shard.ids[0])) > 0) for shard in mirror.stream("train", names)] == [
+        (name, True) for name in names
+    ]
+    assert tars(tmp_path) == []
+
+
 def test_what_a_killed_run_left_is_used_or_deleted(tiny_mirror, serve, tmp_path):
     server = serve(tiny_mirror)
     (tmp_path / "train").mkdir()

@@ -1,0 +1,251 @@
+"""Both scripts on a tiny mirror with a random small network: whole, resumed, streamed, shared, and given bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_mirror
+
+from features import load_features
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop-size=0", "--batch-size=8", "--epochs=2",
+    "--learning-rate=3e-3", "--pooling=average",
+]  # fmt: skip
+
+
+def run(script: str, work: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, ROOT / script, f"--work={work}", *arguments], capture_output=True, text=True, cwd=work.parent
+    )
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def times(work: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in [*work.glob("features/*/*.npz"), work / "model.keras"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_mirror, tmp_path_factory) -> Path:
+    """The work folder of both scripts."""
+    work = tmp_path_factory.mktemp("finished") / "work"
+    run("recognition.py", work, f"--mirror={tiny_mirror}", *SETTINGS)
+    run("retrieval.py", work)
+    return work
+
+
+def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
+    test_ids = pd.read_csv(tiny_mirror / "metadata/test.csv")["id"].tolist()
+    index_ids = set(pd.read_csv(tiny_mirror / "metadata/index.csv")["id"])
+    labels = pd.read_csv(finished / "labels.csv")
+    assert labels.columns.tolist() == ["class", "landmark_id"]
+    assert labels["landmark_id"].tolist() == [10, 20, 30]
+
+    recognition = pd.read_csv(finished / "recognition.csv", keep_default_na=False)
+    assert recognition["id"].tolist() == test_ids
+    predicted = recognition["landmarks"].str.split(" ", expand=True)
+    assert set(predicted[0].astype(int)) <= {10, 20, 30}
+    retrieval = pd.read_csv(finished / "retrieval.csv", keep_default_na=False)
+    assert retrieval["id"].tolist() == test_ids
+    for cell in retrieval["images"]:
+        assert set(cell.split(" ")) == index_ids
+        assert len(cell.split(" ")) == len(index_ids)
+
+    for split in ("test", "index"):
+        for path in (finished / "features" / split).glob("*.npz"):
+            features = load_features(path)
+            assert features.embeddings.dtype == np.float16
+            assert np.abs(np.linalg.norm(features.embeddings.astype("float32"), axis=1) - 1).max() < 2e-3
+            assert len(features.ids) == len(features.landmark) == len(features.score)
+    scores = {row[0]: row[1].split(" ") for row in recognition.to_numpy()}
+    for path in (finished / "features/test").glob("*.npz"):
+        features = load_features(path)
+        for photo, landmark, score in zip(features.ids, features.landmark, features.score, strict=True):
+            assert scores[photo] == [str(landmark), repr(float(score))]  # in full precision
+
+    metrics = json.loads((finished / "recognition.metrics.json").read_text())
+    assert set(metrics["private"]) == {"gap", "gap_landmarks_only", "top1"}
+    metrics = json.loads((finished / "retrieval.metrics.json").read_text())
+    assert {"map@100", "p@1", "p@100", "mean_position", "median_position"} < set(metrics["public"])
+    assert (finished / "recipe.toml").exists()
+    assert list((finished / "logs").glob("events*"))
+    history = pd.read_csv(finished / "training.csv")
+    assert history["mini_epoch"].tolist() == list(range(1, 11))  # 5 of 6 shards, twice
+    assert history["validation_gap"].between(0, 1).all()
+    assert not (finished / "checkpoint.keras").exists()
+
+
+def test_both_files_pass_the_check(finished, tiny_mirror):
+    for task in ("recognition", "retrieval"):
+        subprocess.run(
+            [sys.executable, ROOT / "submission.py", "check", task, finished / f"{task}.csv", "--mirror", tiny_mirror],
+            check=True,
+        )
+
+
+def test_a_second_run_redoes_nothing(finished):
+    before = times(finished)
+    csv = (finished / "retrieval.csv").read_bytes()
+    run("recognition.py", finished)
+    run("retrieval.py", finished)
+    assert times(finished) == before
+    assert (finished / "retrieval.csv").read_bytes() == csv
+
+
+def test_streamed_from_a_server_it_gives_the_same(finished, tiny_mirror, serve, tmp_path):
+    """Also: a damaged features file is made again, and nothing but metadata stays of the mirror."""
+    server = serve(tiny_mirror)
+    work = tmp_path / "work"
+    run("recognition.py", work, f"--mirror={server.url}", *SETTINGS)
+    (work / "features/test/images_000.npz").write_bytes(b"damaged")
+    run("retrieval.py", work)
+    assert not list((work / "mirror").glob("*/*.tar*"))
+    ours, theirs = (pd.read_csv(folder / "recognition.csv", dtype=str) for folder in (work, finished))
+    split = [table["landmarks"].str.split(" ", expand=True) for table in (ours, theirs)]
+    assert (split[0][0] == split[1][0]).all()
+    np.testing.assert_allclose(split[0][1].astype(float), split[1][1].astype(float), rtol=1e-2)
+
+
+def test_kill_at_any_time_and_go_on(tiny_mirror, tmp_path):
+    work = tmp_path / "work"
+    command = [sys.executable, ROOT / "recognition.py", f"--work={work}", f"--mirror={tiny_mirror}", *SETTINGS]
+    rows = 0
+    for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (work / "training.csv").exists() and len(pd.read_csv(work / "training.csv")) > rows:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        process.send_signal(kill)
+        error = process.communicate()[1]
+        if kill == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM
+            assert "the same command goes on from here" in error
+        before = pd.read_csv(work / "training.csv")
+        assert len(before) > rows
+        rows = len(before)
+    for path in work.glob("part-*"):
+        assert path.stem not in ("recognition", "model")
+    run("recognition.py", work)
+    history = pd.read_csv(work / "training.csv")
+    pd.testing.assert_frame_equal(history.head(rows), before)  # finished mini-epochs were not redone
+    assert history["mini_epoch"].tolist() == list(range(1, 11))
+    run("retrieval.py", work)
+    for task in ("recognition", "retrieval"):
+        assert len(pd.read_csv(work / f"{task}.csv")) == len(pd.read_csv(tiny_mirror / "metadata/test.csv"))
+
+
+def test_a_time_limit_ends_cleanly_and_says_how_to_go_on(tiny_mirror, tmp_path):
+    work = tmp_path / "work"
+    done = run("recognition.py", work, f"--mirror={tiny_mirror}", *SETTINGS, "--time-limit=0.001")
+    assert "the time limit is reached" in done.stderr
+    assert "the same command goes on from here" in done.stderr
+    assert not (work / "recognition.csv").exists()
+
+
+def test_several_runs_share_the_embedding(finished, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    shutil.rmtree(work / "features")
+    (work / "retrieval.csv").unlink()
+    done = run("retrieval.py", work, "--shards=0:1")
+    assert "without --shards" in done.stdout
+    assert sorted(path.name for path in work.glob("features/*/*.npz")) == ["images_000.npz"] * 2
+    assert not (work / "retrieval.csv").exists()
+    first = times(work)
+    run("retrieval.py", work, "--shards=1:9")
+    assert (work / "retrieval.csv").exists()
+    assert first.items() <= times(work).items()
+    assert (work / "retrieval.csv").read_bytes() == (finished / "retrieval.csv").read_bytes()
+
+
+def test_unreadable_photos_are_named_and_have_an_empty_row(finished, tiny_mirror, tmp_path):
+    mirror = tmp_path / "mirror"
+    shutil.copytree(tiny_mirror, mirror)
+    path = mirror / "test/images_000.tar"
+    data = path.read_bytes()
+    begin = data.index(b"\xff\xd8")
+    path.write_bytes(data[:begin] + bytes(50) + data[begin + 50 :])
+    work = tmp_path / "work"
+    shutil.copytree(finished, work, ignore=shutil.ignore_patterns("features", "*.csv"))
+    shutil.copy(finished / "labels.csv", work)
+    text = (work / "recipe.toml").read_text()
+    (work / "recipe.toml").write_text(text.replace(str(tiny_mirror), str(mirror)))
+    run("recognition.py", work)
+    run("retrieval.py", work)
+    (skipped,) = pd.read_csv(work / "skipped.csv")["name"]
+    for name, column in (("recognition", "landmarks"), ("retrieval", "images")):
+        table = pd.read_csv(work / f"{name}.csv", keep_default_na=False).set_index("id")[column]
+        assert table[skipped] == ""
+        assert (table.drop(skipped) != "").all()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that 3 MB fill up."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_path):
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    bad_csv = make_mirror(tmp_path / "bad_csv")
+    (bad_csv / "metadata/train.csv").write_text("id,landmark\na,1\n")
+    mirror = f"--mirror={tiny_mirror}"
+    cases = [
+        ("recognition.py", tmp_path / "a", ["--mirror=http://127.0.0.1:9"], "network"),
+        ("recognition.py", tmp_path / "a", [f"--mirror={tmp_path}"], "no mirror"),
+        ("recognition.py", tmp_path / "a", [f"--mirror={bad_csv}", *SETTINGS], "landmark_id"),
+        ("recognition.py", tmp_path / "b", [mirror, *SETTINGS, "--min-images=99"], "--min-images"),
+        ("recognition.py", tmp_path / "c", [mirror, *SETTINGS, "--backbone=ResNet51"], "ResNet51"),
+        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--validation-shards=6"], "--validation-shards"),
+        ("recognition.py", tmp_path / "e", [mirror, *SETTINGS, "--epochs=none"], "--epochs"),
+        ("recognition.py", occupied, [mirror, *SETTINGS], "occupied"),
+        ("recognition.py", finished, ["--backbone=VGG16"], "another --work"),
+        ("retrieval.py", tmp_path / "f", [mirror], "recognition.py"),
+        ("retrieval.py", finished, ["--no-such-setting"], "no-such-setting"),
+    ]
+    for script, work, arguments, message in cases:
+        done = run(script, work, *arguments, check=False)
+        assert done.returncode == 2, (arguments, done.stderr[-2000:])
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, done.stderr
+        assert message in errors[0]
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.glob("*/*.csv.part")) and not (work / "model.keras").exists() or work == finished
+
+
+def test_a_full_disk_is_one_clear_line(tiny_mirror, small_disk):
+    done = run("recognition.py", small_disk / "work", f"--mirror={tiny_mirror}", *SETTINGS, check=False)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "no space left" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(small_disk.rglob("*.keras"))
+
+
+def test_the_scripts_leave_the_user_his_thread_settings():
+    program = "import command, os; command.prepare_backend(); print(os.environ['TF_NUM_INTEROP_THREADS'])"
+    for given, expected in (({}, "1"), ({"TF_NUM_INTEROP_THREADS": "5"}, "5")):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | given
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected
