@@ -32,7 +32,7 @@ class Transient(Exception):
 
 def exists(url: str) -> bool:
     """Whether the server has `url`; a missing key is 404, or 403 on S3. Raises InputError when it does not answer."""
-    return _persist(url, lambda: _get(url, {"Range": "bytes=0-0"}) is not None)
+    return _persist(url, lambda: _ask(url, {}, "HEAD") is not None)
 
 
 def download(
@@ -107,19 +107,24 @@ def _persist(url: str, attempt: Callable[[], bool], tries: int = TRIES, arrived:
         ) from error
 
 
-def _get(url: str, headers: dict[str, str]) -> requests.Response | None:
+def _ask(url: str, headers: dict[str, str], method: str = "GET") -> requests.Response | None:
     """One request, its body not read yet; None when the server has no such file."""
     check_stop()
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+        response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Transient(_reason(error)) from error
     except requests.RequestException as error:
         raise InputError(f"{url} cannot be read: {error}") from error
-    with_body = response.status_code in (200, 206, 416)
-    if not with_body or headers.get("Range") == "bytes=0-0":
-        response.close()
-    if with_body:
+    if response.status_code in (200, 206, 416) and method == "GET":
+        return response
+    response.close()
+    if response.status_code in (405, 501) and method == "HEAD":  # some servers know no HEAD
+        response = _ask(url, {"Range": "bytes=0-0"})
+        if response is not None:
+            response.close()
+        return response
+    if response.status_code < 300:
         return response
     if response.status_code in (403, 404, 410):
         return None
@@ -142,7 +147,7 @@ class _Transfer:
     def receive(self) -> bool:
         """Bring `part` to its full length; raise Transient, keeping what arrived, when the transfer ends before."""
         begin = _size(self.part)
-        response = _get(self.url, {"Range": f"bytes={begin}-", **self.validator} if begin else {})
+        response = _ask(self.url, {"Range": f"bytes={begin}-", **self.validator} if begin else {})
         if response is None:
             return False
         with response:

@@ -36,7 +36,7 @@ def save_features(path: Path, features: Features) -> None:
 def load_features(path: Path) -> Features:
     """Read one shard's features. Raises ValueError if the file is damaged (its checksums are verified)."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             features = Features(**{name: arrays[name] for name in arrays.files})
         if len(features.ids) != len(features.embeddings) or features.embeddings.ndim != 2:
             raise ValueError("ids and embeddings do not match")

@@ -123,8 +123,10 @@ def render(
     # Not BOX: where samples is no whole number, it shifts the picture by a part of a pixel.
     layers = Image.frombuffer("RGBX", size, frame), Image.fromarray(light), Image.fromarray(inverse_depth)
     pixels, light, inverse_depth = (np.asarray(layer.resize(wanted, Image.Resampling.BILINEAR)) for layer in layers)
-    covered = np.maximum(pixels[..., 3:], 1) / np.float32(255)
-    return pixels * np.where(np.arange(4) < 3, light[..., None] / covered, 1), inverse_depth / covered[..., 0]
+    covered = np.maximum(pixels[..., 3], 1) / np.float32(255)
+    pixels = pixels.astype(np.float32)
+    pixels[..., :3] *= (light / covered)[..., None]
+    return pixels, inverse_depth / covered
 
 
 def _draw(

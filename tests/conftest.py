@@ -67,6 +67,13 @@ def tiny_mirror(tmp_path_factory) -> Path:
 class Handler(SimpleHTTPRequestHandler):
     """Serves a folder with byte ranges; `server.faults` maps a path to functions that answer in its place, in turn."""
 
+    def do_HEAD(self):
+        self.server.requests.append(("HEAD " + self.path, None))
+        faults = self.server.faults.get("HEAD " + self.path)
+        if faults:
+            return faults.pop(0)(self)
+        return super().do_HEAD()
+
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
         faults = self.server.faults.get(self.path)

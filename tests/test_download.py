@@ -83,10 +83,17 @@ def test_no_server():
 
 @pytest.mark.parametrize("code", [403, 404])
 def test_a_missing_file(server, tmp_path, code):
-    server.faults["/file"] = [status(code)] * 2
+    server.faults["/file"] = server.faults["HEAD /file"] = [status(code)] * 2
     assert not download.exists(f"{server.url}/file")
     assert not download.download(f"{server.url}/file", tmp_path / "file")
     assert download.exists(f"{server.url}/file")
+
+
+def test_existence_is_asked_for_without_the_body_whatever_the_server_knows(server):
+    server.faults["HEAD /file"] = [status(503), status(501)]
+    assert download.exists(f"{server.url}/file")
+    assert download.exists(f"{server.url}/file")
+    assert server.requests == [("HEAD /file", None)] * 2 + [("/file", "bytes=0-0"), ("HEAD /file", None)]
 
 
 def test_other_refusals_are_final(server, tmp_path):

@@ -1,0 +1,79 @@
+"""What a frozen ImageNet net gets without any training, on any mirror: what a trained one has to beat.
+
+    python benchmarks/frozen.py [MIRROR] [--image-size 192] [--work DIR]
+
+EfficientNet-Lite0, GeM pooling with p = 3. Recognition: the landmark of the nearest train photo, its similarity as the
+score. Retrieval: cosine similarity, plain and re-ranked by the landmark of the nearest train photo (factor 1.5).
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import command
+
+command.prepare_backend()
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+
+import features  # noqa: E402
+import metrics  # noqa: E402
+import model as models  # noqa: E402
+import rerank  # noqa: E402
+import search  # noqa: E402
+import submission  # noqa: E402
+from mirror import open_mirror  # noqa: E402
+from recipe import Recipe  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("mirror", nargs="?", default="sample")
+    parser.add_argument("--image-size", type=int, default=192)
+    parser.add_argument("--work", type=Path, default=None, help="where features are kept (default: a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(arguments.mirror, arguments.image_size, arguments.work or Path(temporary))
+
+
+def measure(source: str, image_size: int, work: Path) -> None:
+    mirror = open_mirror(source, work / "mirror")
+    recipe = Recipe(work=work, image_size=image_size, crop_size=0)
+    model = models.build_model(2, pooling="gem")  # the head is not used
+    files = {split: features.embed(model, np.arange(2), recipe, mirror, split) for split in ("train", "index", "test")}
+    train = mirror.train().set_index("id")["landmark_id"]
+
+    nearest = {}
+    for split in ("index", "test"):
+        found = search.search(files[split], files["train"], k=1)
+        landmark = train.loc[found.index_ids].to_numpy()[found.positions[:, 0]]
+        nearest[split] = pd.DataFrame({"landmark": landmark, "score": found.similarities[:, 0]}, index=found.query_ids)
+    submission.write_recognition(
+        work / "recognition.csv",
+        mirror.ids("test"),
+        nearest["test"]["landmark"].to_dict(),
+        nearest["test"]["score"].to_dict(),
+    )
+    print("recognition by the nearest train photo")
+    metrics.write_scores("recognition", work / "recognition.csv", mirror.solution("recognition"), work / "gap.json")
+
+    plain = search.search(files["test"], files["index"], k=300)
+    labelled = plain._replace(
+        query_landmark=nearest["test"]["landmark"].loc[plain.query_ids].to_numpy(),
+        index_landmark=nearest["index"]["landmark"].loc[plain.index_ids].to_numpy(),
+    )
+    for name, neighbours in (("plain", plain), ("re-ranked", rerank.same_landmark(labelled))):
+        ids, positions = neighbours.query_ids.tolist(), neighbours.positions[:, :100]
+        rows = dict(zip(ids, (neighbours.index_ids[row[row >= 0]].tolist() for row in positions), strict=True))
+        submission.write_retrieval(
+            work / "retrieval.csv", mirror.ids("test"), (rows.get(photo, []) for photo in mirror.ids("test"))
+        )
+        print(f"retrieval, {name}")
+        metrics.write_scores("retrieval", work / "retrieval.csv", mirror.solution("retrieval"), work / "map.json")
+
+
+if __name__ == "__main__":
+    command.run(main)

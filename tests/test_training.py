@@ -1,0 +1,137 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import training
+from command import InputError
+from recipe import Recipe, load
+from training import learning_rate, select_classes
+
+TABLE = pd.DataFrame({"landmark_id": [7] * 20 + [3] * 19 + [138982] * 50 + [5] * 25})
+
+
+def test_classes_are_the_frequent_landmarks_less_the_excluded():
+    assert select_classes(TABLE, 20, [138982]).tolist() == [5, 7]
+    assert select_classes(TABLE, 19, []).tolist() == [3, 5, 7, 138982]
+
+
+@pytest.mark.parametrize("min_images", [26, 51])
+def test_too_few_classes(min_images):
+    with pytest.raises(InputError, match="lower --min-images"):
+        select_classes(TABLE, min_images, [])
+
+
+def test_the_published_steps():
+    recipe = load(["--recipe", "softmax"])
+    rates = [learning_rate(recipe, mini_epochs, 499) for mini_epochs in (0, 169.99, 170, 329, 330, 379.5, 380, 498)]
+    assert rates == [2e-4, 2e-4, 1e-4, 1e-4, 4e-5, 4e-5, 2e-5, 2e-5]
+
+
+def test_cosine_falls_from_the_first_rate_to_zero():
+    recipe = Recipe(schedule="cosine", learning_rate=0.1)
+    assert learning_rate(recipe, 0, 10) == 0.1
+    assert learning_rate(recipe, 5, 10) == pytest.approx(0.05)
+    assert learning_rate(recipe, 2.5, 10) == pytest.approx(0.1 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(recipe, 10, 10) == pytest.approx(0)
+
+
+@pytest.fixture
+def recipe(tiny_mirror, tmp_path):
+    return load(
+        [
+            f"--mirror={tiny_mirror}", f"--work={tmp_path}", "--backbone=MobileNet", "--weights=none",
+            "--image-size=32", "--crop-size=0", "--batch-size=3", "--epochs=1",
+        ]
+    )  # fmt: skip
+
+
+class Model:
+    """Stands in for the network: notes what it is trained on, and may be told to fail."""
+
+    def __init__(self, losses=()):
+        self.seen, self.losses = [], list(losses)
+        self.optimizer = self
+        self.learning_rate = self
+        self.rates = []
+
+    def assign(self, rate):
+        self.rates.append(rate)
+
+    def reset_metrics(self):
+        pass
+
+    def train_on_batch(self, photos, classes, return_dict):
+        self.seen += zip(photos[:, 0, 0, 0].tolist(), classes.tolist(), strict=True)
+        return {"loss": self.losses.pop(0) if self.losses else 1.0, "accuracy": 0.5}
+
+
+class Shard:
+    name = "images_000"
+    refused = []
+
+    def __init__(self, ids):
+        self.ids = ids
+
+
+@pytest.fixture
+def run(recipe, monkeypatch):
+    """A `_Run` with a stand-in model, on stand-in photos whose first pixel is the number in their id."""
+    monkeypatch.setattr(training.models, "build_model", lambda *_, **__: Model())
+    monkeypatch.setattr(Model, "compile", lambda *_, **__: None, raising=False)
+
+    class Batches:
+        def __init__(self, shard, ids, size, batch_size, first):
+            self.parts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)][first:]
+            self.unreadable = []
+
+        def __len__(self):
+            return len(self.parts)
+
+        def __iter__(self):
+            for part in self.parts:
+                yield part, np.array([int(photo) for photo in part]).reshape(-1, 1, 1, 1)
+
+    monkeypatch.setattr(training, "Batches", Batches)
+    return training._Run(recipe, classes=2, total=4)
+
+
+CLASSES = pd.Series({f"{number}": number % 2 for number in range(8)})
+SHARD = Shard([f"{number}" for number in range(10)])  # 8 and 9 have no class
+
+
+def test_a_mini_epoch_sees_every_photo_with_a_class_and_fills_up_the_last_batch(run):
+    row = run.mini_epoch(SHARD, CLASSES)
+    assert len(run.model.seen) == 9
+    assert set(run.model.seen) == {(number, number % 2) for number in range(8)}
+    assert row["photos"] == 9
+    assert (row["loss"], row["accuracy"]) == (1.0, 0.5)
+    assert run.model.rates == sorted(run.model.rates, reverse=True)
+
+
+def test_a_resumed_mini_epoch_sees_the_rest_alone(run, recipe, monkeypatch):
+    run.mini_epoch(SHARD, CLASSES)
+    again = training._Run(recipe, classes=2, total=4)
+    again.step = 1
+    again.mini_epoch(SHARD, CLASSES)
+    assert again.model.seen == run.model.seen[3:]
+
+
+def test_a_shard_without_a_class_is_passed_over(run):
+    assert run.mini_epoch(Shard(["8", "9"]), CLASSES)["photos"] == 0
+    assert run.model.seen == []
+
+
+def test_a_diverged_loss_is_one_clear_line(run):
+    run.model.losses = [1.0, math.nan]
+    with pytest.raises(InputError, match="loss is nan in mini-epoch 1, step 2.*--learning-rate"):
+        run.mini_epoch(SHARD, CLASSES)
+
+
+def test_at_least_one_shard_is_left_to_train_on(recipe):
+    from mirror import open_mirror
+
+    mirror = open_mirror(recipe.mirror)
+    with pytest.raises(InputError, match="--validation-shards 6"):
+        training.train(recipe.model_copy(update={"validation_shards": 6}), mirror, np.array([10, 20, 30]))
