@@ -424,8 +424,12 @@ def make_sample(
 
     part = out.with_name(f"part-{out.name}")
     shutil.rmtree(part, ignore_errors=True)
-    build_mirror(photos, _render(photos["url"].tolist()).__getitem__, part, categories)
-    os.replace(part, out)
+    try:
+        part.mkdir(parents=True)  # a place that cannot be written to is known before the work
+        build_mirror(photos, _render(photos["url"].tolist()).__getitem__, part, categories)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _render(urls: Sequence[str]) -> dict[str, bytes]:

@@ -240,4 +240,11 @@ def test_a_stop_leaves_no_mirror_behind(tmp_path):
     command.stop_event.set()
     with pytest.raises(command.Stopped):
         sample.make_sample(tmp_path / "out", **SETTINGS)
-    assert not (tmp_path / "out").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_known_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_render", lambda _: pytest.fail("rendered in vain"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        sample.make_sample(tmp_path / "file" / "out")
