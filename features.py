@@ -76,22 +76,20 @@ def _embed_shard(
     import model as models
 
     ids: list[str] = []
-    outputs = [{name: np.empty(shape, "float32") for name, shape in
-                {"embedding": (0, predictor.output["embedding"].shape[-1]), "landmark": 0, "score": 0}.items()}]  # fmt: skip
+    dimension = predictor.output["embedding"].shape[-1]
+    outputs = {"embedding": [np.empty((0, dimension))], "landmark": [np.empty(0, "int64")], "score": [np.empty(0)]}
     batches = Batches(shard, shard.ids, recipe.image_size, recipe.batch_size)
     for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
         check_stop()
         ids += some_ids
-        outputs.append(models.predict(predictor, photos, recipe.batch_size))
+        for name, array in models.predict(predictor, photos, recipe.batch_size).items():
+            outputs[name].append(array)
     record_skipped(recipe.work, split, shard, batches.unreadable)
-    embedding, landmark, score = (
-        np.concatenate([o[name] for o in outputs]) for name in ("embedding", "landmark", "score")
-    )
     return Features(
         np.array(ids, dtype=str),
-        embedding.astype("float16"),
-        landmarks[landmark.astype("int64")],
-        score.astype("float32"),
+        np.concatenate(outputs["embedding"]).astype("float16"),
+        landmarks[np.concatenate(outputs["landmark"]).astype("int64")],
+        np.concatenate(outputs["score"]).astype("float32"),
     )
 
 

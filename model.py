@@ -150,7 +150,10 @@ def build_model(
 
 
 def predictor(model: keras.Model) -> keras.Model:
-    """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best class: `landmark` and its `score`."""
+    """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best class: `landmark`, `score`.
+
+    The last two are (B,): the class with the largest softmax, int, and that softmax.
+    """
     embedding = ops.cast(model.get_layer("embedding").output, "float32")
     return keras.Model(
         model.input,
@@ -168,33 +171,6 @@ def predict(predictor: keras.Model, photos: np.ndarray, batch_size: int) -> dict
     return {name: np.asarray(array)[: len(photos)] for name, array in predictor.predict_on_batch(filled).items()}
 
 
-def sparse_crossentropy(label_smoothing: float):
-    """The loss for integer labels: one-hot targets of 203,094 classes would not fit."""
-    if not label_smoothing:
-        return "sparse_categorical_crossentropy"
-    return SmoothedCrossentropy(label_smoothing)
-
-
-@register
-class SmoothedCrossentropy(keras.losses.Loss):
-    """Sparse cross-entropy of softmax probabilities (B, classes) with part of the target spread over all classes.
-
-    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
-    """
-
-    def __init__(self, smoothing: float, name: str = "smoothed_crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.smoothing = smoothing
-
-    def call(self, y_true, y_pred):
-        sharp = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
-        even = -ops.mean(ops.log(ops.maximum(y_pred, 1e-7)), axis=-1)
-        return (1 - self.smoothing) * sharp + self.smoothing * even
-
-    def get_config(self):
-        return {"smoothing": self.smoothing, "name": self.name}
-
-
 def save(model: keras.Model, path: Path) -> None:
     """Write `model`, without its optimizer, as a .keras file that appears only when it is whole."""
     with whole(path) as part:
@@ -206,7 +182,9 @@ def load(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
-        raise InputError(f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again") from error
+        raise InputError(
+            f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"
+        ) from error
 
 
 def load_labels(path: Path) -> np.ndarray:

@@ -3,7 +3,8 @@
     python retrieval.py [--work DIR] [the settings of recognition.py]
 
 `--work` names the folder with the model that recognition.py trained. The same command goes on where an earlier run was
-stopped. `--shards 0:17` only embeds these shards, so that several runs share the work and a last one, without it, merges.
+stopped. With `--shards 0:17` it only embeds these shards: several runs share the work, and a last one, without it,
+merges.
 """
 
 import sys

@@ -63,7 +63,7 @@ class TarShard:
                     self._places[identity] = (member.offset_data, member.size)
         self._file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DamagedShard(f"cut before the end-of-archive block")
+            raise DamagedShard("cut before the end-of-archive block")
 
     def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
         if member.isdir():

@@ -4,7 +4,6 @@ import json
 import math
 import time
 import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +16,7 @@ import model as models
 from command import InputError, Stopped, check_stop
 from files import whole
 from generators import Batches, record_skipped, shuffled
+from losses import SmoothedCrossentropy
 from mirror import Mirror
 from recipe import Recipe
 
@@ -116,7 +116,7 @@ class _Run:
             self.model = models.build_model(classes, **{name: getattr(recipe, name) for name in models.SETTINGS})
             self.model.compile(
                 keras.optimizers.Adam(recipe.learning_rate),
-                models.sparse_crossentropy(recipe.label_smoothing),
+                SmoothedCrossentropy(recipe.label_smoothing),
                 metrics=["accuracy"],
                 # XLA compiles for minutes on a CPU and wins nothing there; JAX needs it.
                 jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
