@@ -1,14 +1,19 @@
 """Which train photos to learn from: a file in the form of the data set's own train_clean.csv (landmark_id,images).
 
-    python cleaning.py MIRROR OUT.csv [--classifier FILE --categories IO_places365.txt] [settings...]
+    python cleaning.py MIRROR OUT.csv [--classifier FILE --categories IO_places365.txt]
 
 Two rules, in the order of the published triplet solution. Landmarks with fewer than 10 photos in train.csv are left
 out. Of the others a photo stays if at least 3 of its top 5 scene categories are outdoor. Landmarks are not counted
 again after that: one that had 10 photos and keeps 4 stays with 4, and goes only when none is left. Without a
 classifier only the first rule holds.
 
-The scene votes of each shard are kept in OUT.csv.parts/, so a stopped run goes on where it was, and another --votes
-needs no new classification. Photos that could not be read are left out and named in OUT.csv.parts/skipped.csv.
+The classifier is a .keras or an .onnx file (pip install onnxruntime) with one output for each line of the categories.
+An ONNX input (batch, 3, height, width) is given RGB / 255 less ImageNet's mean over its standard deviation, as the
+Places365 models of torchvision expect; an input (batch, height, width, 3), of Keras or ONNX, is given RGB in 0..255:
+what else it needs has to be inside the model. Photos are squashed to a square.
+
+The votes of each shard are kept in OUT.csv.parts/, so a stopped run goes on where it was, and another --votes needs no
+new classification. Photos that could not be read are left out and named in OUT.csv.parts/skipped.csv.
 """
 
 import argparse
@@ -30,39 +35,40 @@ from mirror import Mirror, open_mirror
 
 IMAGES_CELL = re.compile(r"\w{3}[\w-]{0,80}( \w{3}[\w-]{0,80})*", re.ASCII)  # ids as in shards.MEMBER_NAME
 CATEGORY_LINE = re.compile(r"/\S+\s+([12])\s*")  # `/a/airfield 2`; 1: indoor, 2: outdoor
-MAX_CATEGORIES_BYTES = 2**20  # the published list has 7 kB
+MAX_CATEGORIES = 2**20  # characters; the published list has 7,000
+BATCH_SIZE = 32  # where the classifier fixes none
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], "float32")  # of RGB in 0..1: what torchvision's models, and so
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], "float32")  # the published Places365 ones, were trained on
 
 
 class Classifier:
-    """A scene classifier from a .keras or .onnx file: photos (B, image_size, image_size, 3) uint8 to scores (B, C).
+    """A scene classifier from a .keras or .onnx file: (B, image_size, image_size, 3) uint8 photos to (B, C) scores.
 
-    B is at most `batch_size`, C the number of categories. `image_size` and `batch_size` are the file's own where it
-    fixes them. An ONNX input (B, 3, H, W) is given RGB / 255 less ImageNet's mean over its standard deviation; an
-    input (B, H, W, 3), Keras or ONNX, RGB in 0..255.
+    B is at most `batch_size`, C the number of categories; the top of this file says what the file's input is given.
+    `image_size` None takes the file's own, or 224 where it fixes none.
 
     Raises:
-        InputError: the file does not load or run, has another image size or other than `categories` outputs, or
-            onnxruntime is not installed; when called, a score is NaN.
+        InputError: the file does not load or run, takes another image size, has other than `categories` outputs, or
+            needs onnxruntime and it is not installed; when called, a score is NaN.
     """
 
-    def __init__(self, path: Path, categories: int, image_size: int | None, batch_size: int):
+    def __init__(self, path: Path, categories: int, image_size: int | None = None):
         openers = {".keras": _open_keras, ".onnx": _open_onnx}
         if path.suffix not in openers or not path.is_file():
             raise InputError(f"classifier {path} is no .keras or .onnx file")
         self.path = path
         try:
             self._run, shape = openers[path.suffix](path)
-            self._channels_first = path.suffix == ".onnx" and len(shape) == 4 and shape[1] == 3
-            if len(shape) != 4 or 3 not in (shape[-1], shape[1] if self._channels_first else None):
-                raise ValueError(f"its input {tuple(shape)} is not a batch of RGB photos")
-            sides = {side for side in (shape[2:] if self._channels_first else shape[1:3]) if isinstance(side, int)}
-            if len(sides) > 1 or (image_size and sides - {image_size}):
-                raise ValueError(f"its input {tuple(shape)} is no square" + f" of {image_size}" * bool(image_size))
-            self.image_size = image_size or next(iter(sides), 224)
-            self.batch_size = shape[0] if isinstance(shape[0], int) else batch_size
-            found = self._scores(np.zeros((self.batch_size, self.image_size, self.image_size, 3), "uint8")).shape
+            shape = [side if isinstance(side, int) else None for side in shape]  # ONNX names the sides that are free
+            if len(shape) != 4:
+                raise ValueError(f"its input {shape} is not (batch, height, width, 3) or (batch, 3, height, width)")
+            self._channels_first = path.suffix == ".onnx" and shape[1] == 3
+            self.batch_size = shape[0] or BATCH_SIZE
+            self.image_size = side = image_size or shape[2] or 224
+            given = (self.batch_size, *((3, side, side) if self._channels_first else (side, side, 3)))
+            if any(fixed not in (None, ours) for fixed, ours in zip(shape, given, strict=True)):
+                raise ValueError(f"its input is {shape}, photos are {list(given)}")
+            found = self._scores(np.zeros((self.batch_size, side, side, 3), "uint8")).shape
         except InputError:
             raise
         except Exception as error:  # zip, JSON, HDF5, Keras, ONNX errors: whatever a wrong file brings about
@@ -71,7 +77,7 @@ class Classifier:
             raise InputError(f"{path} gives scores {found[1:]} for a photo, but there are {categories} categories")
 
     def __call__(self, photos: np.ndarray) -> np.ndarray:
-        filled = np.zeros((self.batch_size, *photos.shape[1:]), "uint8")  # one shape: compiled once
+        filled = np.zeros((self.batch_size, *photos.shape[1:]), "uint8")  # always one shape: compiled once
         filled[: len(photos)] = photos
         scores = self._scores(filled)[: len(photos)]
         if np.isnan(scores).any():
@@ -99,7 +105,7 @@ def _open_onnx(path: Path):
     except ImportError as error:
         raise InputError(f"{path} needs a package that is not installed: pip install onnxruntime") from error
     providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
-    session = onnxruntime.InferenceSession(path, providers=providers)
+    session = onnxruntime.InferenceSession(str(path), providers=providers)
     given = session.get_inputs()[0]
     return lambda photos: session.run(None, {given.name: photos})[0], given.shape
 
@@ -108,13 +114,12 @@ def read_categories(path: Path) -> np.ndarray:
     """Which scene categories are outdoor, (C,) bool, from IO_places365.txt. Raises InputError if it is malformed."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read(MAX_CATEGORIES_BYTES).splitlines()
+            lines = file.read(MAX_CATEGORIES).splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"categories {path} cannot be read: {error}") from error
     matches = [CATEGORY_LINE.fullmatch(line) for line in lines]
-    if not lines or None in matches:
-        where = f"line {matches.index(None) + 1}" if lines else "it is empty"
-        raise InputError(f"{path} is no list of lines like `/a/airfield 2` (1: indoor, 2: outdoor): {where}")
+    if None in matches:
+        raise InputError(f"{path}, line {matches.index(None) + 1}, is not like `/a/airfield 2` (1: indoor, 2: outdoor)")
     return np.array([match[1] == "2" for match in matches])
 
 
@@ -126,7 +131,7 @@ def outdoor_votes(scores: np.ndarray, outdoor: np.ndarray, top: int) -> np.ndarr
 def classify(
     classifier: Classifier, outdoor: np.ndarray, top: int, mirror: Mirror, wanted: set[str], parts: Path
 ) -> pd.DataFrame:
-    """`id` and `votes` of the train photos in `wanted` that can be read; shards with a whole file in `parts` are done."""
+    """`id` and `votes` of the readable photos in `wanted`; a train shard with a whole file in `parts` is done."""
     files = {name: parts / f"{name}.npz" for name in mirror.shard_names("train")}
     todo = [name for name, path in files.items() if _load_votes(path) is None]
     for shard in tqdm(mirror.stream("train", todo), "scenes", len(todo), unit=" shards", disable=not todo):
@@ -158,10 +163,10 @@ def read_clean(path: Path) -> pd.DataFrame:
     Raises InputError unless each row is a landmark of its own with its ids between single spaces, every id there once.
     """
     try:
-        table = pd.read_csv(path, usecols=["landmark_id", "images"], dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)[["landmark_id", "images"]]
         landmarks = table["landmark_id"].astype("int64")
         faulty = [not IMAGES_CELL.fullmatch(cell) for cell in table["images"]]
-    except (ValueError, TypeError, OverflowError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
         raise InputError(f"{path} is not a CSV with the columns landmark_id,images: {error}") from error
     if table.empty or any(faulty):
         where = f"landmark {landmarks[faulty.index(True)]} has others" if any(faulty) else "it has no row"
@@ -170,7 +175,7 @@ def read_clean(path: Path) -> pd.DataFrame:
     photos = pd.DataFrame({"id": list(chain(*images)), "landmark_id": np.repeat(landmarks, list(map(len, images)))})
     for twice, what in ((photos["id"], "photo"), (landmarks, "landmark")):
         if twice.duplicated().any():
-            raise InputError(f"{path} lists the {what} {twice[twice.duplicated()].iloc[0]} twice; it must be there once")
+            raise InputError(f"{path} lists {what} {twice[twice.duplicated()].iloc[0]} twice; it must be there once")
     return photos.reset_index(drop=True)
 
 
@@ -183,13 +188,12 @@ def clean(
     votes: int = 3,
     top: int = 5,
     image_size: int | None = None,
-    batch_size: int = 32,
 ) -> None:
     """Write `out`; the arguments are those of the command. Raises InputError for what the user can mend."""
     if (classifier is None) != (categories is None):
         raise InputError("give --classifier and --categories together, or neither")
-    if min(min_photos, votes, batch_size, image_size or 1) < 1 or votes > top:
-        raise InputError("--min-photos, --votes, --batch-size and --image-size start at 1, and --votes ends at --top")
+    if min(min_photos, votes, 1 if image_size is None else image_size) < 1 or votes > top:
+        raise InputError("--min-photos, --votes and --image-size must be at least 1, and --votes at most --top")
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file to write")
     parts = out.with_name(f"{out.name}.parts")
@@ -197,10 +201,10 @@ def clean(
         outdoor = read_categories(categories)
         if top > len(outdoor):
             raise InputError(f"--top {top} is more than the {len(outdoor)} categories in {categories}")
-        scenes = Classifier(classifier, len(outdoor), image_size, batch_size)
+        scenes = Classifier(classifier, len(outdoor), image_size)
         made_with = (
-            f"mirror {Path(mirror).resolve() if Path(mirror).is_dir() else mirror}, min-photos {min_photos}, top {top}, "
-            f"image-size {scenes.image_size}, md5 of classifier {md5(classifier)}, of categories {md5(categories)}"
+            f"mirror {Path(mirror).resolve() if Path(mirror).is_dir() else mirror}, classifier {md5(classifier)}, "
+            f"categories {md5(categories)}, top {top}, image-size {scenes.image_size}, min-photos {min_photos}"
         )
         note = parts / "settings.txt"
         if not note.exists():
@@ -222,9 +226,9 @@ def clean(
         photos = voted[voted["votes"] >= votes]
         if photos.empty:
             raise InputError(f"no photo has {votes} outdoor scenes among its top {top}{unread}; lower --votes")
+        shutil.rmtree(parts / "mirror", ignore_errors=True)
     with whole(out) as part:
         photos.groupby("landmark_id")["id"].agg(" ".join).rename("images").to_csv(part)
-    shutil.rmtree(parts / "mirror", ignore_errors=True)
     print(
         f"{out}: {len(photos):,} of {len(train):,} photos and {photos['landmark_id'].nunique():,} of "
         f"{train['landmark_id'].nunique():,} landmarks kept{unread}"
@@ -232,24 +236,15 @@ def clean(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Choose the train photos to learn from.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mirror", help="sample, a URL or a folder")
     parser.add_argument("out", type=Path, help="the file to write: landmark_id,images")
     parser.add_argument("--min-photos", type=int, default=10, help="of a landmark in train.csv (default 10)")
-    parser.add_argument(
-        "--classifier", type=Path, metavar="FILE",
-        help="scene classifier, .keras or .onnx (pip install onnxruntime). An ONNX input (batch, 3, height, width) is "
-        "given RGB / 255, normalised with ImageNet's mean and standard deviation, as Places365's torchvision models "
-        "expect; an input (batch, height, width, 3) is given RGB in 0..255: its preprocessing has to be in the model",
-    )  # fmt: skip
-    parser.add_argument(
-        "--categories", type=Path, metavar="FILE",
-        help="IO_places365.txt: a line like `/a/airfield 2` for each output of the classifier (1: indoor, 2: outdoor)",
-    )  # fmt: skip
+    parser.add_argument("--classifier", type=Path, metavar="FILE", help="scene classifier, .keras or .onnx")
+    parser.add_argument("--categories", type=Path, metavar="FILE", help="lines `/a/airfield 2`; 1: indoor, 2: outdoor")
     parser.add_argument("--votes", type=int, default=3, help="outdoor scenes that a photo needs (default 3)")
     parser.add_argument("--top", type=int, default=5, help="best scenes of a photo that vote (default 5)")
-    parser.add_argument("--image-size", type=int, help="photos are squashed to this square (default: the model's, or 224)")
-    parser.add_argument("--batch-size", type=int, default=32, help="photos at a time (default 32)")
+    parser.add_argument("--image-size", type=int, help="side that photos are squashed to (default the model's, or 224)")
     clean(**vars(parser.parse_args()))
 
 

@@ -33,12 +33,10 @@ def main() -> None:
     files = features.embed(model, landmarks, recipe, mirror, "test")
     if files is None:
         return
-    write_submission(mirror, files, recipe.work / "recognition.csv")
+    submission_csv = recipe.work / "recognition.csv"
+    write_submission(mirror, files, submission_csv)
     metrics.write_scores(
-        "recognition",
-        recipe.work / "recognition.csv",
-        mirror.solution("recognition"),
-        recipe.work / "recognition.metrics.json",
+        "recognition", submission_csv, mirror.solution("recognition"), recipe.work / "recognition.metrics.json"
     )
 
 
@@ -63,14 +61,13 @@ def write_submission(mirror: Mirror, files: list[Path], path: Path) -> None:
     import features
     import submission
 
-    predicted = [features.load_features(file) for file in files]
-    ids = np.concatenate([part.ids for part in predicted]).tolist()
-    landmarks = np.concatenate([part.landmark for part in predicted])
-    scores = np.concatenate([part.score for part in predicted])
-    submission.write_recognition(
-        path, mirror.ids("test"), dict(zip(ids, landmarks, strict=True)), dict(zip(ids, scores, strict=True))
-    )
-    print(f"{path}: {len(ids):,} predictions")
+    landmarks: dict[str, int] = {}
+    scores: dict[str, float] = {}
+    for part in map(features.load_features, files):  # one in memory at a time: all embeddings would be half a GB
+        landmarks.update(zip(part.ids.tolist(), part.landmark.tolist(), strict=True))
+        scores.update(zip(part.ids.tolist(), part.score.tolist(), strict=True))
+    submission.write_recognition(path, mirror.ids("test"), landmarks, scores)
+    print(f"{path}: {len(landmarks):,} predictions")
 
 
 if __name__ == "__main__":

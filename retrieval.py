@@ -8,14 +8,13 @@ merges.
 """
 
 import sys
-
-import numpy as np
+from pathlib import Path
 
 import command
 import metrics
 import recipe as recipes
 from command import InputError
-from mirror import open_mirror
+from mirror import Mirror, open_mirror
 
 
 def main() -> None:
@@ -31,30 +30,41 @@ def main() -> None:
 
     import features  # imports Keras, which takes seconds that --help and a wrong setting need not wait for
     import model as models
-    import rerank
-    import search
-    import submission
 
     model, landmarks = models.load(path), models.load_labels(recipe.work / "labels.csv")
     test_files = features.embed(model, landmarks, recipe, mirror, "test")
     index_files = features.embed(model, landmarks, recipe, mirror, "index")
     if test_files is None or index_files is None:
         return
+    submission_csv = recipe.work / "retrieval.csv"
+    write_submission(mirror, recipe, test_files, index_files, submission_csv)
+    metrics.write_scores(
+        "retrieval", submission_csv, mirror.solution("retrieval"), recipe.work / "retrieval.metrics.json"
+    )
+
+
+def write_submission(
+    mirror: Mirror, recipe: recipes.Recipe, test_files: list[Path], index_files: list[Path], path: Path
+) -> None:
+    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
+    import rerank
+    import search
+    import submission
+
     depth = max(recipe.rerank_depth, submission.MAX_NEIGHBOURS) if recipe.rerank else submission.MAX_NEIGHBOURS
     neighbours = search.search(test_files, index_files, depth, recipe.index_parts)
     if recipe.rerank:
         neighbours = rerank.same_landmark(neighbours, recipe.rerank_factor, recipe.rerank_depth)
-    rows = dict(zip(neighbours.query_ids.tolist(), neighbours.positions, strict=True))
-    none = np.empty(0, "int32")  # the row of a photo that could not be read
-    submission.write_retrieval(
-        recipe.work / "retrieval.csv",
-        ids := mirror.ids("test"),
-        (neighbours.index_ids[row[row >= 0]].tolist() for row in (rows.get(identity, none) for identity in ids)),
-    )
-    print(f"{recipe.work / 'retrieval.csv'}: neighbours of {len(rows):,} photos")
-    metrics.write_scores(
-        "retrieval", recipe.work / "retrieval.csv", mirror.solution("retrieval"), recipe.work / "retrieval.metrics.json"
-    )
+    row_of = {identity: row for row, identity in enumerate(neighbours.query_ids.tolist())}
+
+    def found(identity: str) -> list[str]:
+        row = row_of.get(identity)
+        positions = neighbours.positions[row] if row is not None else neighbours.positions[:0, 0]
+        return neighbours.index_ids[positions[positions >= 0]].tolist()
+
+    ids = mirror.ids("test")
+    submission.write_retrieval(path, ids, map(found, ids))
+    print(f"{path}: the neighbours of {len(row_of):,} photos")
 
 
 if __name__ == "__main__":
