@@ -1,17 +1,21 @@
 """How every command starts and ends: its environment, and one clear line with exit code 2 for what a user can mend."""
 
+import argparse
 import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs no new bar ten times a second; tqdm reads it once
+    os.environ.setdefault(
+        "TQDM_MININTERVAL", "10"
+    )  # a log file needs no new bar ten times a second; tqdm reads it once
 
 
 class InputError(Exception):
@@ -20,6 +24,13 @@ class InputError(Exception):
 
 class Stopped(Exception):
     """The run ends early because a signal or the time limit asked for it. Finished work is on disk."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the arguments like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
 
 
 stop_event = threading.Event()  # set when a signal or the time limit asks this run to end

@@ -2,9 +2,12 @@
 
 import csv
 import hashlib
+import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +22,15 @@ from files import md5, whole
 from generators import in_threads
 from images import UnreadablePhoto
 from mirror import SOLUTIONS, SPLITS, FolderMirror, Mirror, open_mirror
-from shards import MAX_PHOTO_BYTES, valid_id, write_tar
+from shards import MAX_PHOTO_BYTES, DamagedShard, FolderShard, TarShard, valid_id, write_tar
 
 PHOTOS_PER_SHARD = 5000
 FEWEST_SHARDS = {"train": 6, "index": 2, "test": 2}  # enough to hold some out and to share the work
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 METADATA = ["train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "test"]
 FAULTS_LISTED = 20  # of each kind
+PHOTOS_AHEAD = 64  # in memory; a phone's have 5 MB
+MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
 
 def build_mirror(
@@ -60,7 +65,7 @@ def build_mirror(
     written = FolderMirror(out)
     present = {
         identity
-        for split in SPLITS
+        for split in photos["split"].unique()
         for shard in written.stream(split, written.shard_names(split))
         for identity in shard.ids
     }
@@ -91,7 +96,7 @@ def write_shard(
             return *photo, error
 
     def loaded():
-        results = in_threads(try_load, photos, ahead=256, threads=threads)
+        results = in_threads(try_load, photos, ahead=PHOTOS_AHEAD, threads=threads)
         for identity, source, data in tqdm(results, f"{split} {name}", len(photos), unit=" photos", leave=False):
             check_stop()
             if isinstance(data, bytes):
@@ -107,60 +112,107 @@ def write_shard(
 
 def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int) -> None:
     """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions."""
-    for given in filter(None, (folder, non_landmarks)):
+    folder, none = folder.resolve(), non_landmarks and non_landmarks.resolve()
+    for given in filter(None, (folder, none)):
         if not given.is_dir():
             raise InputError(f"{given} is no folder")
-    landmarks = sorted(path for path in folder.iterdir() if path.is_dir() and path != non_landmarks)
-    found = [(path, number) for number, place in enumerate(landmarks, 1) for path in _photos_below(place)]
-    others = [(path, pd.NA) for path in _photos_below(non_landmarks)] if non_landmarks else []
+        if out.resolve().is_relative_to(given):
+            raise InputError(f"{out} lies in {given}, where photos are looked for; give another folder for the mirror")
+    if none and folder.is_relative_to(none):
+        raise InputError(f"--non-landmarks {none} holds {folder}; give a folder beside or in it")
+
+    others = _photos_below(none) if none else []
+    landmarks = dict(enumerate(sorted(path for path in folder.iterdir() if path.is_dir() and path != none), 1))
+    taken = set(others)
+    found = [
+        (path, number) for number, place in landmarks.items() for path in _photos_below(place) if path not in taken
+    ]
     if not found:
         raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(PHOTO_SUFFIXES))}): one per landmark")
-    photos = pd.DataFrame(found + others, columns=["url", "landmark_id"]).astype({"landmark_id": "Int64"})
-    places = [path.relative_to(folder if path.is_relative_to(folder) else non_landmarks.parent) for path in photos["url"]]
-    photos["id"] = [hashlib.blake2b(place.as_posix().encode(), digest_size=8).hexdigest() for place in places]
+    _name_other_files(filter(None, (folder, none)), taken.union(path for path, _ in found))
+
+    photos = pd.DataFrame(found + [(path, pd.NA) for path in others], columns=["url", "landmark_id"])
+    photos = photos.astype({"landmark_id": "Int64"})
+    # A photo's id follows from its place; the slash keeps those of no landmark apart from a landmark's of that name.
+    places = [path.relative_to(folder).as_posix() for path, _ in found]
+    places += [f"/{path.relative_to(none).as_posix()}" for path in others]
+    photos["id"] = [hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest() for place in places]
     photos["url"] = photos["url"].astype(str)
-    _claim(out, f"import {folder.resolve()} seed {seed}")
-    names = {number: path.name for number, path in enumerate(landmarks, 1)}
-    build_mirror(_divide(photos, seed), _read_as_jpeg, out, names)
+    digest = hashlib.md5(photos[["id", "landmark_id"]].to_csv().encode(), usedforsecurity=False).hexdigest()
+    _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
+    build_mirror(_divide(photos, seed), _read_as_jpeg, out, {number: path.name for number, path in landmarks.items()})
 
 
 def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) -> None:
     """Download the photos of a CSV `id,url[,landmark_id]`, shrink them on arrival and make a mirror of them."""
     try:
-        photos = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
         photos = photos.reindex(columns=["id", "url", "landmark_id"])
         photos["landmark_id"] = pd.to_numeric(photos["landmark_id"], errors="coerce").astype("Int64")
     except (ValueError, OSError, TypeError) as error:
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
-    _claim(out, f"fetch {csv.resolve()} split {split} size {size} seed {seed}", part=split)
+    _claim(
+        out,
+        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} size {size} seed {seed}",
+        SPLITS if split == "divide" else [split],
+    )
     useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
-    if split in ("train", "divide"):
-        useless |= photos["landmark_id"].isna() & (split == "train")
+    if split == "train":
+        useless |= photos["landmark_id"].isna()
     _record_failures(out, [(*row, "id unusable or repeated, or no landmark_id") for row in
                            photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
     photos = photos[~useless]
     photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)
-    build_mirror(photos, partial(_fetch_photo, size=size), out, threads=threads)
+    build_mirror(photos, _Fetching(size), out, threads=threads)
+
+
+class _Fetching:
+    """A URL to its photo, shrunk. Raises InputError when the network seems to be gone, lest every photo fails."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.unanswered = 0
+
+    def __call__(self, url: str) -> bytes:
+        try:
+            data = download.read(url, MAX_PHOTO_BYTES)
+        except ConnectionError as error:
+            self.unanswered += 1
+            if self.unanswered >= MAX_UNANSWERED:
+                raise InputError(
+                    f"{self.unanswered} photos in a row could not be downloaded, the last: {error}"
+                ) from error
+            raise
+        except OSError:  # an answer too
+            self.unanswered = 0
+            raise
+        self.unanswered = 0
+        return images.shrink(data, self.size)
 
 
 def shrink(mirror: str, out: Path, size: int) -> None:
     """Copy a mirror shard by shard with photos of at most `size` pixels on the longer side; done shards are skipped."""
-    _claim(out, f"shrink {mirror} size {size}")
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
+    _claim(out, f"shrink {mirror} size {size}", SPLITS)
     for split in SPLITS:
         done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
         names = [name for name in source.shard_names(split) if name not in done]
         for shard in tqdm(source.stream(split, names), split, len(names), unit=" shards"):
-            load = _Shrinking(shard, size)
+            load = partial(_shrink_photo, shard, size)
             write_shard(out, split, shard.name, [(identity, identity) for identity in shard.ids], load)
+            _record_failures(out, [(member, f"{split}/{shard.name}", reason) for member, reason in shard.refused])
     for relative in [f"metadata/{name}.csv" for name in METADATA] + list(SOLUTIONS.values()):
         if path := source.path(relative):
             with whole(out / relative) as part:
                 shutil.copyfile(path, part)
+    for split in ("index", "test"):  # an extracted tree may have no such CSV
+        if source.path(f"metadata/{split}.csv") is None:
+            with suppress(InputError):
+                _write_csv(out / f"metadata/{split}.csv", pd.DataFrame({"id": source.ids(split)}))
     shutil.rmtree(downloads, ignore_errors=True)
     print(f"{out}: photos of at most {size} px; those that could not be read are listed in failed.csv")
 
@@ -169,38 +221,37 @@ def check(mirror: str) -> int:
     """Read a whole mirror and print each fault; 1 if there is any, else 0."""
     source = open_mirror(mirror)
     source.require("train")
-    faults: list[str] = []
-    for split in SPLITS:
-        names = source.shard_names(split)
-        if names:
-            faults += _check_split(source, split, names)
+    faults = [fault for split in SPLITS if source.shard_names(split) for fault in _check_split(source, split)]
     for fault in faults:
         print(fault)
     print(f"{mirror}: {len(faults)} faults")
     return int(bool(faults))
 
 
-def _check_split(source: Mirror, split: str, names: list[str]) -> list[str]:
+def _check_split(source: Mirror, split: str) -> list[str]:
     listed = set(source.ids(split))
     seen: Counter[str] = Counter()
-    refused, unreadable, mismatches = [], [], []
-    for shard in tqdm(source.stream(split, names), split, len(names), unit=" shards"):
-        seen.update(shard.ids)
-        refused += [f"{split}/{shard.name}: member {name!a} is passed over: {why}" for name, why in shard.refused]
-        readable = in_threads(_Shrinking(shard, 64).fault, shard.ids, ahead=256)
-        unreadable += [
-            f"{split}/{shard.name}: {identity} cannot be read: {why}"
-            for identity, why in zip(shard.ids, readable, strict=True)
-            if why
-        ]
-        expected = source.published_md5(split, shard.name)
-        if isinstance(source, FolderMirror) and expected not in (
-            None,
-            md5(source.folder / split / f"{shard.name}.tar"),
-        ):
-            mismatches.append(f"{split}/{shard.name}.tar: md5 differs from md5sum/{split}/md5.{shard.name}.txt")
+    shard_faults, refused, unreadable = [], [], []
+    names = source.shard_names(split)
+    for name in tqdm(names, split, unit=" shards"):
+        check_stop()
+        place = f"{split}/{name}"
+        try:
+            for shard in source.stream(split, [name]):
+                seen.update(shard.ids)
+                refused += [f"{place}: member {member!a} is passed over: {why}" for member, why in shard.refused]
+                readable = in_threads(partial(_fault, shard), shard.ids, ahead=256)
+                for identity, why in zip(shard.ids, readable, strict=True):
+                    check_stop()
+                    if why:
+                        unreadable.append(f"{place}: {identity} cannot be read: {why}")
+                expected = source.published_md5(split, name)
+                if expected and isinstance(shard, TarShard) and md5(shard.path) != expected:
+                    shard_faults.append(f"{place}.tar: md5 differs from md5sum/{split}/md5.{name}.txt")
+        except DamagedShard as damage:
+            shard_faults.append(str(damage))
     kinds = [
-        mismatches,
+        shard_faults,
         refused,
         unreadable,
         [f"{split}: {identity} is in {count} shards" for identity, count in seen.items() if count > 1],
@@ -218,22 +269,16 @@ def _check_split(source: Mirror, split: str, names: list[str]) -> list[str]:
     return faults
 
 
-class _Shrinking:
-    """A shard's photos, shrunk."""
+def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> bytes:
+    return images.shrink(shard.read(identity), size)
 
-    def __init__(self, shard, size: int):
-        self.shard = shard
-        self.size = size
 
-    def __call__(self, identity: str) -> bytes:
-        return images.shrink(self.shard.read(identity), self.size)
-
-    def fault(self, identity: str) -> str | None:
-        try:
-            images.decode(self.shard.read(identity), self.size)
-        except (OSError, UnreadablePhoto) as error:
-            return str(error)
-        return None
+def _fault(shard: TarShard | FolderShard, identity: str) -> str | None:
+    try:
+        images.decode(shard.read(identity), 64)
+    except (OSError, UnreadablePhoto) as error:
+        return str(error)
+    return None
 
 
 def _divide(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -260,8 +305,10 @@ def _write_tables(photos: pd.DataFrame, out: Path, categories: dict[int, str]) -
     splits = {split: photos[photos["split"] == split] for split in SPLITS}
     train, index, test = (splits[split] for split in SPLITS)
     if len(train):
-        _write_csv(out / "metadata/train.csv", train[["id", "url", "landmark_id"]])
-        names = pd.DataFrame(sorted(categories.items()), columns=["landmark_id", "category"])
+        urls = train["url"].map(_printable)
+        _write_csv(out / "metadata/train.csv", train[["id", "url", "landmark_id"]].assign(url=urls))
+        rows = [(landmark, _printable(name)) for landmark, name in sorted(categories.items())]
+        names = pd.DataFrame(rows, columns=["landmark_id", "category"])
         _write_csv(out / "metadata/train_label_to_category.csv", names)
     if len(index):
         _write_csv(out / "metadata/index.csv", index[["id"]])
@@ -291,30 +338,58 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(part, index=False)
 
 
-def _claim(out: Path, what: str, part: str = "") -> None:
-    """Note in `out` what it is made from, so that a mirror is never glued together from two sources."""
-    note = out / f"source{'-' * bool(part)}{part}.txt"
-    if note.exists() and note.read_text() != what:
-        raise InputError(f"{out} was begun by `{note.read_text()}`, now it is `{what}`; give another folder")
-    if not note.exists() and any(out.glob("*/images_*.tar")) and not part:
-        raise InputError(f"{out} holds shards already; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    note.write_text(what)
+def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
+    """Note beside a split's shards what they are made from, so that none is ever glued together from two sources."""
+    stated = what.encode(errors="backslashreplace")
+    notes = [out / split / "source.txt" for split in splits]
+    for note in notes:
+        before = note.read_bytes() if note.exists() else None
+        if before not in (None, stated):
+            raise InputError(
+                f"{note.parent} was begun by `{before.decode(errors='replace')}`, now it is `{stated.decode()}`; "
+                "give another folder"
+            )
+        if before is None and any(note.parent.glob("images_*.tar")):
+            raise InputError(f"{note.parent} holds shards already; give another folder")
+    for note in notes:
+        with whole(note) as part:
+            part.write_bytes(stated)
 
 
 def _record_failures(out: Path, failures: list[tuple[str, str, str]]) -> None:
+    if not failures:
+        return
     path = out / "failed.csv"
-    known = path.read_text() if path.exists() else ""
-    if failures:
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if not known:
-                writer.writerow(["id", "url", "reason"])
-            writer.writerows(row for row in failures if f"{row[0]},{row[1]}" not in known)
+    known: set[tuple[str, ...]] = set()
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            known = {tuple(row[:2]) for row in csv.reader(file)}
+    rows = [[_printable(cell) for cell in row] for row in failures]
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([] if known else [["id", "url", "reason"]])
+        writer.writerows(row for row in rows if tuple(row[:2]) not in known)
+
+
+def _printable(text: str) -> str:
+    """One line of bounded length that any encoding and any reader of CSVs takes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:1000])
 
 
 def _photos_below(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+
+
+def _name_other_files(folders: Iterable[Path], photos: set[Path]) -> None:
+    others = {path for folder in folders for path in folder.rglob("*") if path.is_file()} - photos
+    if others:
+        kinds = Counter(path.suffix.lower() or path.name for path in others)
+        counts = ", ".join(f"{_printable(kind)} {count}" for kind, count in kinds.most_common(9))
+        print(
+            f"warning: {len(others)} files are passed over ({counts}); a photo is {', '.join(sorted(PHOTO_SUFFIXES))} "
+            "in a landmark's folder",
+            file=sys.stderr,
+        )
 
 
 def _read_as_jpeg(path: str) -> bytes:
@@ -323,7 +398,3 @@ def _read_as_jpeg(path: str) -> bytes:
     data = Path(path).read_bytes()
     images.decode(data, 64)
     return data if data.startswith(b"\xff\xd8") else images.shrink(data, images.MAX_PIXELS)
-
-
-def _fetch_photo(url: str, size: int) -> bytes:
-    return images.shrink(download.read(url, MAX_PHOTO_BYTES), size)

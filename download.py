@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import NoReturn, TypeVar
 
 import requests
 import tenacity
@@ -25,6 +25,9 @@ session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean 
 for scheme in ("http://", "https://"):
     session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
 
+CUT = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)  # what reading a body raises when the network fails
+Result = TypeVar("Result")
+
 
 class Transient(Exception):
     """A failure worth another try: 5xx, 429, time-out, cut or short body."""
@@ -32,7 +35,17 @@ class Transient(Exception):
 
 def exists(url: str) -> bool:
     """Whether the server has `url`; a missing key is 404, or 403 on S3. Raises InputError when it does not answer."""
-    return _persist(url, lambda: _ask(url, {}, "HEAD") is not None)
+
+    def ask() -> bool:
+        # Some servers know no HEAD and say so in many ways, so only a GET counts as a no.
+        response = _request("HEAD", url)
+        if response.status_code >= 300:
+            response = _ask(url, {"Range": "bytes=0-0"})
+        if response is not None:
+            response.close()
+        return response is not None
+
+    return _persist(url, ask)
 
 
 def download(
@@ -69,18 +82,37 @@ def download(
 
 
 def read(url: str, limit: int) -> bytes:
-    """The body of `url`. Raises OSError when the server has no such file, fails twice, or sends over `limit` bytes."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "body"
-        try:
-            if not download(url, path, limit=limit, progress=False, tries=2):
-                raise OSError("the server has no such file")
-        except InputError as error:
-            raise OSError(str(error)) from error
-        return path.read_bytes()
+    """The body of `url`.
+
+    Raises:
+        ConnectionError: no answer, or no whole one, two times in a row.
+        OSError: the server has no such file or refuses, or the body is over `limit` bytes.
+    """
+
+    def attempt() -> bytes | None:
+        response = _ask(url, {})
+        if response is None:
+            return None
+        with response:
+            try:
+                return response.raw.read(limit + 1, decode_content=True)
+            except CUT as error:
+                raise Transient(_reason(error)) from error
+
+    try:
+        body = _persist(url, attempt, tries=2)
+    except InputError as error:
+        raise (ConnectionError if isinstance(error.__cause__, Transient) else OSError)(str(error)) from error
+    if body is None:
+        raise OSError("the server has no such file")
+    if len(body) > limit:
+        raise OSError(f"more than {limit:,} bytes are not accepted")
+    return body
 
 
-def _persist(url: str, attempt: Callable[[], bool], tries: int = TRIES, arrived: Callable[[], int] = lambda: 0) -> bool:
+def _persist(
+    url: str, attempt: Callable[[], Result], tries: int = TRIES, arrived: Callable[[], int] = lambda: 0
+) -> Result:
     """Call `attempt` until it raises no Transient, or `tries` calls in a row have not raised what `arrived` says."""
     most, fruitless = arrived(), 0
 
@@ -107,29 +139,29 @@ def _persist(url: str, attempt: Callable[[], bool], tries: int = TRIES, arrived:
         ) from error
 
 
-def _ask(url: str, headers: dict[str, str], method: str = "GET") -> requests.Response | None:
-    """One request, its body not read yet; None when the server has no such file."""
+def _request(method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
+    """One request, its body not read yet. Raises Transient for what another try may mend."""
     check_stop()
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Transient(_reason(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a host's name that no socket accepts
         raise InputError(f"{url} cannot be read: {error}") from error
-    if response.status_code in (200, 206, 416) and method == "GET":
+    if (response.status_code >= 500 and response.status_code != 501) or response.status_code in (408, 429):
+        response.close()
+        raise Transient(f"HTTP {response.status_code}")
+    return response
+
+
+def _ask(url: str, headers: dict[str, str]) -> requests.Response | None:
+    """The answer to a GET, its body not read yet; None when the server has no such file."""
+    response = _request("GET", url, headers)
+    if response.status_code in (200, 206) or (response.status_code == 416 and headers):
         return response
     response.close()
-    if response.status_code in (405, 501) and method == "HEAD":  # some servers know no HEAD
-        response = _ask(url, {"Range": "bytes=0-0"})
-        if response is not None:
-            response.close()
-        return response
-    if response.status_code < 300:
-        return response
     if response.status_code in (403, 404, 410):
         return None
-    if response.status_code >= 500 or response.status_code in (408, 429):
-        raise Transient(f"HTTP {response.status_code}")
     raise InputError(f"{url} cannot be read: HTTP {response.status_code}; check the address")
 
 
@@ -154,21 +186,31 @@ class _Transfer:
             if response.status_code == 416:
                 if response.headers.get("Content-Range") == f"bytes */{begin}":
                     return True
-                self.part.unlink()
-                raise Transient("the part on disk is longer than the file")
-            begin, total = _extent(response, begin)
+                self._begin_again("the part on disk is longer than the file")
+            encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            if response.status_code == 200:
+                begin, total = 0, None if encoded else response.raw.length_remaining
+            elif place and int(place[1]) == begin and not encoded:
+                total = None if place[2] == "*" else int(place[2])
+            else:
+                self._begin_again("the server sent another range than the one asked for")
             if (total or 0) > self.limit:
                 raise InputError(f"{self.url} is {total:,} bytes; more than {self.limit:,} are not accepted")
             # Without it, a file that changes between two tries would be glued together from both versions.
             weak = response.headers.get("ETag", "W/").startswith("W/")
             unchanged = response.headers.get("Last-Modified" if weak else "ETag")
             self.validator = {"If-Range": unchanged} if unchanged else {}
-            self._copy_body(response, begin, total)
+            self._copy_body(response, begin, total, encoded)
         if total is not None and _size(self.part) != total:
             raise Transient(f"the transfer was cut at {_size(self.part):,} of {total:,} bytes")
         return True
 
-    def _copy_body(self, response: requests.Response, begin: int, total: int | None) -> None:
+    def _begin_again(self, reason: str) -> NoReturn:
+        self.part.unlink(missing_ok=True)
+        raise Transient(reason)
+
+    def _copy_body(self, response: requests.Response, begin: int, total: int | None, encoded: bool) -> None:
         name = self.url.rsplit("/", 1)[-1]
         bar = tqdm(
             desc=name, initial=begin, total=total, unit="B", unit_scale=True, leave=False, disable=not self.progress
@@ -178,23 +220,14 @@ class _Transfer:
             file.truncate()
             try:
                 # read1 hands over what has arrived; iter_content would lose up to a chunk of it when the transfer is cut.
-                while chunk := response.raw.read1(CHUNK):
+                while chunk := response.raw.read1(CHUNK, decode_content=encoded):
                     self.check()
                     file.write(chunk)
                     bar.update(len(chunk))
                     if file.tell() > self.limit:
                         raise InputError(f"{self.url} sends more than {self.limit:,} bytes, which are not accepted")
-            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+            except CUT as error:
                 raise Transient(_reason(error)) from error
-
-
-def _extent(response: requests.Response, begin: int) -> tuple[int, int | None]:
-    """Where this body begins in the file and how long the file is; a server may send all of it instead of a range."""
-    place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if response.status_code == 206 and place and int(place[1]) == begin:
-        return begin, None if place[2] == "*" else int(place[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
 
 
 def _reason(error: Exception) -> str:

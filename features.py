@@ -34,13 +34,19 @@ def save_features(path: Path, features: Features) -> None:
 
 
 def load_features(path: Path) -> Features:
-    """Read one shard's features. Raises ValueError if the file is damaged (its checksums are verified)."""
+    """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             features = Features(**{name: arrays[name] for name in arrays.files})
-        if len(features.ids) != len(features.embeddings) or features.embeddings.ndim != 2:
-            raise ValueError("ids and embeddings do not match")
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        lengths = {len(array) for array in features if array is not None}
+        dimensions = [array.ndim for array in features if array is not None]
+        if len(lengths) != 1 or dimensions[:2] != [1, 2] or set(dimensions[2:]) > {1}:
+            raise ValueError("its arrays do not match")
+        if not np.isfinite(features.embeddings).all():
+            raise ValueError("its embeddings are not finite")  # faiss would pass over them in silence
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a whole features file: {error}") from error
     return features
 

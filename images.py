@@ -5,7 +5,7 @@ from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's other readers are a needless risk
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -43,6 +43,8 @@ def open_photo(data: bytes, size: int) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnreadablePhoto:
         raise
+    except UnidentifiedImageError as error:  # its text names a place in memory
+        raise UnreadablePhoto(f"not a photo ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise almost anything on broken data
         raise UnreadablePhoto(f"{type(error).__name__}: {error}"[:200]) from error
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -28,7 +30,7 @@ import command
 import download
 from command import InputError
 from files import md5
-from shards import DamagedShard, FolderShard, TarShard
+from shards import DamagedShard, FolderShard, TarShard, valid_id
 
 PUBLIC = "https://s3.amazonaws.com/google-landmark"
 SPLITS = ("train", "index", "test")
@@ -39,6 +41,7 @@ SOLUTIONS = {
 PHOTOS_PER_VIRTUAL_SHARD = 8192  # as many as a shard of the public mirror holds
 SHARD_NAME = re.compile(r"images_\d{3,}")
 MAX_SHARDS = 1000  # images_NNN has three digits
+MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 
 
 class Mirror:
@@ -85,8 +88,11 @@ class Mirror:
     def published_md5(self, split: str, name: str) -> str | None:
         """The md5 that the mirror states for a shard, if it does."""
         path = self.path(f"md5sum/{split}/md5.{name}.txt")
-        words = path.read_text(errors="replace").split() if path else []
-        return words[0].lower() if words else None
+        if path is None:
+            return None
+        with open(path, errors="replace") as file:
+            stated = MD5.search(file.read(4096))
+        return stated[0].lower() if stated else None
 
     def require(self, *splits: str) -> None:
         """Raise InputError unless the mirror has shards of each of these splits."""
@@ -144,7 +150,7 @@ class FolderMirror(Mirror):
             try:
                 return TarShard(path)
             except DamagedShard as damage:
-                raise InputError(f"damaged shard {damage}; copy it to the mirror again") from damage
+                raise DamagedShard(f"damaged shard {damage}; copy it to the mirror again") from damage
         begin = int(name.removeprefix("images_")) * PHOTOS_PER_VIRTUAL_SHARD
         ids = self._ids_of_tree(split)[begin : begin + PHOTOS_PER_VIRTUAL_SHARD]
         return FolderShard(self.folder / split, name, ids)
@@ -158,7 +164,7 @@ class FolderMirror(Mirror):
                 listing = self.path("sample_submission.csv")
             if not root.is_dir() or next(root.glob("images_*.tar"), None):
                 ids = []
-            elif listing:
+            elif listing and any(root.glob("?/?/?/*.jpg")):
                 ids = _read_table(listing, ["id"])["id"].tolist()
             else:
                 ids = [path.stem for path in root.glob("?/?/?/*.jpg")]
@@ -184,9 +190,13 @@ class WebMirror(Mirror):
 
     def path(self, relative: str) -> Path | None:
         path = self.cache / relative
-        if path.is_file() or download.download(f"{self.url}/{relative}", path):
-            return path
-        return None
+        if not path.is_file() and not download.download(f"{self.url}/{relative}", path):
+            return None
+        with open(path, "rb") as file:
+            is_web_page = file.read(100).lstrip().startswith(b"<")
+        if is_web_page:  # what some servers send, as if all were well, for a file that they do not have
+            path.unlink()
+        return None if is_web_page else path
 
     def shard_names(self, split: str) -> list[str]:
         if split not in self._shard_counts:
@@ -256,7 +266,7 @@ class WebMirror(Mirror):
                 if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
                     raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
             found = md5(path)
-            matches = expected in (None, found) or found in self._accepted_mismatches()
+            matches = expected in (None, found) or (not self.strict_md5 and found in self._accepted_mismatches())
             fault = (
                 f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
             )
@@ -270,7 +280,7 @@ class WebMirror(Mirror):
                         self._accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
-        raise InputError(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
+        raise DamagedShard(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
 
     def _accepted_mismatches(self) -> set[str]:
         path = self.cache / "md5_mismatches.csv"
@@ -317,30 +327,73 @@ def open_mirror(
 
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """These columns of a CSV, ids as str and landmark ids as int64; InputError names the file and the fault."""
+    """These columns of a CSV, landmark ids as int64 and all else as str; InputError names the file, line and fault.
+
+    Not by pandas, which takes the first cells for an index when the first row has one too many, and does not mind
+    how long a row is when it is to read some columns only.
+    """
+    table = {name: array("q") if name == "landmark_id" else [] for name in columns}
+    parsers = {"id": _parse_id, "landmark_id": _parse_landmark}
     try:
-        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)[columns]
-        if "landmark_id" in columns:
-            table["landmark_id"] = table["landmark_id"].astype("int64")
-    except (ValueError, OSError, OverflowError) as error:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if missing := [name for name in columns if name not in header]:
+                raise ValueError(f"its first line does not name {missing[0]}")
+            cells = [(header.index(name), parsers.get(name, str), column.append) for name, column in table.items()]
+            try:
+                for row in filter(None, rows):  # an empty line is an empty list
+                    if len(row) != len(header):
+                        raise ValueError(f"{len(row)} cells, the first line has {len(header)}")
+                    for place, parse, append in cells:
+                        append(parse(row[place]))
+            except (ValueError, OverflowError, csv.Error) as error:
+                raise ValueError(f"line {rows.line_num}: {error}") from error
+    except (ValueError, csv.Error, OSError) as error:
         raise InputError(f"{path} is not a CSV with the columns {','.join(columns)}: {error}") from error
-    if "id" in columns and table["id"].duplicated().any():
-        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
+    frame = pd.DataFrame(
+        {name: np.asarray(column) if name == "landmark_id" else column for name, column in table.items()}
+    )
+    if "id" in columns and not frame["id"].is_unique:
+        twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
         raise InputError(f"{path} lists the photo {twice!r} twice; every id must be there once")
-    return table
+    return frame
+
+
+def _parse_id(cell: str) -> str:
+    if not valid_id(cell):
+        raise ValueError(f"{cell[:100]!a} cannot be a photo's id")
+    return cell
+
+
+def _parse_landmark(cell: str) -> int:
+    if not (cell.isascii() and cell.isdigit()):
+        raise ValueError(f"{cell[:100]!a} is no landmark id, a whole number")
+    return int(cell)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is no whole number of {least} or more")
+        return int(text)
+
+    return parse
 
 
 def main() -> int | None:
     import convert
 
-    parser = argparse.ArgumentParser(description="Make, shrink and check mirrors.")
+    parser = command.Parser(description="Make, shrink and check mirrors.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     importing = commands.add_parser("import", help="a folder per landmark becomes a mirror with solutions")
     importing.add_argument("folder", type=Path, help="holds one folder of photos a landmark; its name is the category")
     importing.add_argument("out", type=Path)
     importing.add_argument("--non-landmarks", type=Path, help="a folder of photos that show no landmark")
-    importing.add_argument("--seed", type=int, default=0, help="of the split into train, index and test (default 0)")
+    importing.add_argument(
+        "--seed", type=_at_least(0), default=0, help="of the split into train, index and test (default 0)"
+    )
 
     fetching = commands.add_parser("fetch", help="photos listed by URL (id,url,landmark_id) become a mirror")
     fetching.add_argument("csv", type=Path)
@@ -349,14 +402,14 @@ def main() -> int | None:
         "--split", choices=[*SPLITS, "divide"], default="train",
         help="the split that the photos go to; `divide` splits them like import does (default train)",
     )  # fmt: skip
-    fetching.add_argument("--size", type=int, default=512, help="longest longer side in pixels (default 512)")
-    fetching.add_argument("--threads", type=int, default=16, help="downloads at a time (default 16)")
-    fetching.add_argument("--seed", type=int, default=0, help="of --split divide (default 0)")
+    fetching.add_argument("--size", type=_at_least(1), default=512, help="longest longer side in pixels (default 512)")
+    fetching.add_argument("--threads", type=_at_least(1), default=16, help="downloads at a time (default 16)")
+    fetching.add_argument("--seed", type=_at_least(0), default=0, help="of --split divide (default 0)")
 
     shrinking = commands.add_parser("shrink", help="a copy of a mirror with small photos")
     shrinking.add_argument("mirror", help="sample, a URL or a folder")
     shrinking.add_argument("out", type=Path)
-    shrinking.add_argument("--size", type=int, required=True, help="longest longer side in pixels")
+    shrinking.add_argument("--size", type=_at_least(1), required=True, help="longest longer side in pixels")
 
     checking = commands.add_parser("check", help="read everything and report each fault")
     checking.add_argument("mirror", help="sample, a URL or a folder")

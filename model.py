@@ -108,7 +108,8 @@ class GeM(layers.Layer):
 
 
 SETTINGS = (  # those of a recipe that `build_model` takes
-    "backbone", "weights", "pooling", "crop_size", "flip", "dropout", "freeze_batch_norm", "precision", "seed",
+    "backbone", "weights", "pooling", "crop_size", "flip", "dropout", "head_learning_rate", "freeze",
+    "freeze_batch_norm", "precision", "seed",
 )  # fmt: skip
 POOLINGS = {"max": layers.GlobalMaxPooling2D, "average": layers.GlobalAveragePooling2D, "gem": GeM}
 
@@ -121,6 +122,8 @@ def build_model(
     crop_size: int = 0,
     flip: bool = True,
     dropout: float = 0.0,
+    head_learning_rate: float = 1.0,
+    freeze: int = 0,
     freeze_batch_norm: bool = False,
     precision: str = "float32",
     seed: int = 0,
@@ -135,17 +138,22 @@ def build_model(
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(precision)
     base, preprocess_input = _build_backbone(backbone, weights)
-    if freeze_batch_norm:
-        for layer in base.layers:
-            if isinstance(layer, layers.BatchNormalization):
-                layer.trainable = False
+    for number, layer in enumerate(base.layers):
+        if number < freeze or (freeze_batch_norm and isinstance(layer, layers.BatchNormalization)):
+            layer.trainable = False
     photos = keras.Input((None, None, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(crop_size, flip, seed, name="augmentation")(photos)
     x = Normalization.like(preprocess_input, name="normalization")(x)
     x = base(x)
     x = POOLINGS[pooling](name="embedding")(x)
     x = layers.Dropout(dropout, seed=seed)(x) if dropout else x
-    landmark = layers.Dense(classes, activation="softmax", dtype="float32", name="landmark")(x)
+    # Adam moves every weight by its learning rate, however large the gradient: with inputs so many times as large and
+    # first weights as much smaller, the head's part in the logits moves so many times as fast.
+    x = layers.Rescaling(head_learning_rate, dtype="float32")(x)
+    small = keras.initializers.VarianceScaling(head_learning_rate**-2, "fan_avg", "uniform", seed=seed)
+    landmark = layers.Dense(
+        classes, activation="softmax", kernel_initializer=small, dtype="float32", name="landmark"
+    )(x)  # fmt: skip
     return keras.Model(photos, landmark, name="recognition")
 
 

@@ -74,9 +74,9 @@ class Recipe(BaseSettings):
     """EfficientNetLite0 or the name of any model in keras.applications"""
     weights: str = "imagenet"
     """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
-    pooling: Literal["max", "average", "gem"] = "gem"
+    pooling: Literal["max", "average", "gem"] = "average"
     """how the feature map becomes the embedding; gem: generalized mean with a learned power"""
-    image_size: int = Field(216, ge=32, le=2048)
+    image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
     crop_size: int = Field(192, ge=0, le=2048)
     """side of the random crop that is trained on; 0: no crop. Predictions see the whole photo"""
@@ -84,17 +84,21 @@ class Recipe(BaseSettings):
     """mirror half of the photos while training"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """share of the embedding that is dropped before the head while training"""
-    freeze_batch_norm: bool = False
-    """keep the backbone's batch normalisation as it was pretrained"""
+    freeze: int = Field(26, ge=0)
+    """layers of the backbone, from the first, that are not trained"""
+    freeze_batch_norm: bool = True
+    """keep the backbone's batch normalisation as it was pretrained: training is twice as fast on a CPU"""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
 
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(8, ge=1)
     """times that every train shard is seen; one shard is one mini-epoch"""
     batch_size: int = Field(32, ge=1)
     """photos in a step"""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
     """Adam's learning rate at the start"""
+    head_learning_rate: float = Field(10.0, gt=0)
+    """learning rate of the head, in times the backbone's"""
     learning_rate_steps: dict[int, float] = {}
     """learning rate from a mini-epoch on, like 170=1e-4"""
     schedule: Literal["steps", "cosine"] = "cosine"

@@ -75,13 +75,12 @@ def sort_and_insert(
     by_landmark = np.lexsort((-index_score, neighbours.index_landmark))
     ordered = neighbours.index_landmark[by_landmark]
     begins, ends = (np.searchsorted(ordered, neighbours.query_landmark, side) for side in ("left", "right"))
-    enough = top + neighbours.positions.shape[1]  # as many as fill the list if all neighbours are among them
     positions = np.full((len(neighbours.query_ids), top), -1, np.int32)
     for query, places in enumerate(tqdm(neighbours.positions, "sort and insert", unit=" queries")):
         check_stop()
         found = places[places >= 0]
         same = neighbours.index_landmark[found] == neighbours.query_landmark[query]
-        candidates = by_landmark[begins[query] : ends[query]][:enough]
+        candidates = by_landmark[begins[query] : ends[query]][:top]
         sure = query_score[query] + index_score[candidates] > least
         missed = candidates[sure & ~np.isin(candidates, found)]
         row = np.concatenate([found[same], missed, found[~same]])[:top]

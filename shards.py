@@ -7,19 +7,23 @@ import threading
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
+from command import InputError
 from files import whole
 
+PHOTO_ID = re.compile(r"\w{3}[\w-]{0,80}", re.ASCII)
 MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCII)
 MAX_PHOTO_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**16  # a long name or a PAX header
 
 
 def valid_id(identity: str) -> bool:
     """Whether an id can be a member's name."""
-    return MEMBER_NAME.fullmatch(_member_name(identity)) is not None
+    return PHOTO_ID.fullmatch(identity) is not None
 
 
-class DamagedShard(Exception):
+class DamagedShard(InputError):
     """A tar that cannot be read to its end."""
 
 
@@ -42,7 +46,7 @@ class TarShard:
         self._file = open(self.path, "rb")
         try:
             self._read_directory()
-        except (DamagedShard, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except (DamagedShard, tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
             self._file.close()
             raise DamagedShard(f"{self.path}: {error}") from error
         self.ids = list(self._places)
@@ -50,19 +54,20 @@ class TarShard:
     def _read_directory(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
         end = 0
-        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(self._file), mode="r:") as tar:
             for member in tar:
-                end = member.offset_data + (member.size if member.isreg() else 0)
-                if end > size:
-                    raise DamagedShard(f"cut within member {member.name[:100]!a}")
+                if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
+                    raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
+                end = tar.offset
                 reason = self._reason_to_refuse(member)
                 if reason:
                     self.refused.append((member.name, reason))
                 elif not member.isdir():
                     identity = MEMBER_NAME.fullmatch(member.name).group(4)
                     self._places[identity] = (member.offset_data, member.size)
-        self._file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        self._file.seek(end)
+        tail = self._file.read(2 * tarfile.BLOCKSIZE)
+        if len(tail) < tarfile.BLOCKSIZE or any(tail):
             raise DamagedShard("cut before the end-of-archive block")
 
     def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
@@ -90,14 +95,30 @@ class TarShard:
         self._file.close()
 
 
+class _Headers:
+    """A tar's headers as tarfile reads them, which believes whatever length they claim."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise DamagedShard(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
 class FolderShard:
-    """Some photos of an extracted tree ROOT/a/b/c/ID.jpg, as a Kaggle kernel has it, under a shard's name."""
+    """Some photos of an extracted tree ROOT/a/b/c/ID.jpg, as a Kaggle kernel has it, under a shard's name.
+
+    `refused` lists what cannot be an id, so that no path leads out of ROOT.
+    """
 
     def __init__(self, root: Path, name: str, ids: list[str]):
         self.root = root
         self.name = name
-        self.ids = ids
-        self.refused: list[tuple[str, str]] = []
+        self.ids = [identity for identity in ids if valid_id(identity)]
+        self.refused = [(identity, "not an id that can be a file's name") for identity in ids if not valid_id(identity)]
 
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing or too large."""

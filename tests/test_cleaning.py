@@ -95,6 +95,8 @@ def test_landmarks_are_counted_before_the_scene_filter_and_vanish_only_when_empt
     pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(mirror / "metadata/train.csv", index=False)
     clean(str(mirror), tmp_path / "out.csv", min_photos=4, **TOP3, **scenes)
     assert ids_in(tmp_path / "out.csv") == {blue[0]: 1, **dict.fromkeys(red, 4)}
+    classified = [np.load(path)["ids"] for path in (tmp_path / "out.csv.parts").glob("*.npz")]
+    assert set(np.concatenate(classified)) == {*green[:3], blue[0], *red}  # not the photos of landmarks left out
     clean(str(mirror), tmp_path / "all.csv", min_photos=1, **TOP3, **scenes)
     assert ids_in(tmp_path / "all.csv") == {blue[0]: 1, **dict.fromkeys(blue[1:], 3), **dict.fromkeys(red, 4)}
 
@@ -181,6 +183,13 @@ def test_unreadable_photos_are_left_out_counted_and_named(tmp_path, scenes, caps
     assert summary.endswith("11 of 13 photos and 3 of 3 landmarks kept; 2 could not be read or are in no shard")
 
 
+def test_a_photo_in_two_shards_counts_once(tmp_path, scenes):
+    mirror = make_mirror(tmp_path / "m", landmarks=3, train=4)
+    shutil.copy(mirror / "train/images_000.tar", mirror / "train/images_006.tar")
+    clean(str(mirror), tmp_path / "out.csv", min_photos=4, **TOP3, **scenes)
+    assert ids_in(tmp_path / "out.csv") == ids_of(mirror, 20, 30)
+
+
 def test_a_keras_classifier_is_given_rgb_as_it_is(tmp_path):
     classifier = Classifier(make_classifier(tmp_path / "x.keras", np.eye(3, dtype="float32"), size=8), 3)
     assert classifier.image_size == 8
@@ -229,6 +238,10 @@ def test_an_onnx_classifier_with_channels_first_is_given_imagenet_input(tmp_path
         [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
     ]
     np.testing.assert_allclose(classifier(photos), expected, rtol=1e-4)
+    photos[0, 5, 9] = [255, 255, 102]
+    classifier._run = lambda given: given
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.4 - 0.406) / 0.225]
+    np.testing.assert_allclose(classifier(photos)[0, :, 5, 9], expected, rtol=1e-4)
 
 
 def test_an_onnx_classifier_with_channels_last_is_given_rgb_as_it_is(tmp_path):

@@ -32,6 +32,12 @@ def test_damage_is_noticed_anywhere_in_the_file(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="not a whole features file"):
             load_features(path)
+    for place in range(len(whole)):  # every byte: zip headers, array headers, arrays; some are of no consequence
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            load_features(path)
+        except ValueError:
+            pass
     begin = whole.index(np.eye(2, 3, dtype="float16").tobytes())
     path.write_bytes(whole[:begin] + b"\xff" + whole[begin + 1 :])
     with pytest.raises(ValueError, match="not a whole features file"):
@@ -43,6 +49,9 @@ def test_damage_is_noticed_anywhere_in_the_file(tmp_path):
     [
         {"ids": np.array(["a"]), "embeddings": np.zeros((2, 3))},
         {"ids": np.array(["a"])},
+        {"ids": np.array(["a"]), "embeddings": np.zeros((1, 3)), "landmark": np.zeros((1, 1)), "score": np.zeros(1)},
+        {"ids": np.array(["a"]), "embeddings": np.zeros((1, 3)), "landmark": np.zeros(2), "score": np.zeros(1)},
+        {"ids": np.array(["a"]), "embeddings": np.full((1, 3), np.nan)},
         {"ids": np.array(["a"]), "embeddings": np.zeros((1, 3)), "other": np.zeros(1)},
         {"ids": np.array([{"a": 1}], dtype=object), "embeddings": np.zeros((1, 3))},
     ],

@@ -343,7 +343,7 @@ def test_the_penalty_raises_gap_among_non_landmarks(tmp_path):
     penalised = scores_of_halves(tmp_path, test, train, train_landmark, solution)
     for half in ("public", "private"):
         scored = getattr(solution, half)
-        print(half, gap({i: plain[i] for i in scored}, scored) , gap(penalised[half], scored)); assert gap({i: plain[i] for i in scored}, scored) + 0.1 < gap(penalised[half], scored)
+        assert gap({i: plain[i] for i in scored}, scored) + 0.1 < gap(penalised[half], scored)
 
 
 def test_features_of_the_references(tmp_path):
