@@ -15,7 +15,7 @@ UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EI
 if not sys.stderr.isatty():
     os.environ.setdefault(
         "TQDM_MININTERVAL", "10"
-    )  # a log file needs no new bar ten times a second; tqdm reads it once
+    )  # a log file needs no bar ten times a second; tqdm reads it once
 
 
 class InputError(Exception):
@@ -62,28 +62,26 @@ def run(main: Callable[[], int | None]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    message = None
     try:
         code = main() or 0
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        code = 128 + _signals[0] if _signals else 0
+        message, code = str(stopped), 128 + _signals[0] if _signals else 0
     except InputError as error:
-        code = _fail(str(error))
+        message, code = f"error: {error}", 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in DISK_FULL or "No space left" in str(error) or "errno = 28" in str(error):
-            code = _fail(f"no space left on the disk{where}; free some and run the same command again")
+            message = f"error: no space left on the disk{where}; free some and run the same command again"
         elif error.errno in UNUSABLE_PATH:
-            code = _fail(f"{error.strerror}{where}; give another path or change its rights")
+            message = f"error: {error.strerror}{where}; give another path or change its rights"
         else:
             raise
+        code = 2
+    if message:  # only now, when the error has let go of the progress bars and they have wiped themselves away
+        print(" ".join(message.split()), file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def prepare_backend() -> None:

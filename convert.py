@@ -181,9 +181,7 @@ class _Fetching:
         except ConnectionError as error:
             self.unanswered += 1
             if self.unanswered >= MAX_UNANSWERED:
-                raise InputError(
-                    f"{self.unanswered} photos in a row could not be downloaded, the last: {error}"
-                ) from error
+                raise InputError(f"{self.unanswered} downloads in a row failed, the last: {error}") from error
             raise
         except OSError:  # an answer too
             self.unanswered = 0
@@ -197,6 +195,7 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
+    source.train()  # so that a malformed table is told before hours of work
     _claim(out, f"shrink {mirror} size {size}", SPLITS)
     for split in SPLITS:
         done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
@@ -384,7 +383,7 @@ def _name_other_files(folders: Iterable[Path], photos: set[Path]) -> None:
     others = {path for folder in folders for path in folder.rglob("*") if path.is_file()} - photos
     if others:
         kinds = Counter(path.suffix.lower() or path.name for path in others)
-        counts = ", ".join(f"{_printable(kind)} {count}" for kind, count in kinds.most_common(9))
+        counts = ", ".join(f"{_printable(kind)} {count}" for kind, count in sorted(kinds.items()))[:200]
         print(
             f"warning: {len(others)} files are passed over ({counts}); a photo is {', '.join(sorted(PHOTO_SUFFIXES))} "
             "in a landmark's folder",

@@ -219,7 +219,7 @@ class _Transfer:
             file.seek(begin)
             file.truncate()
             try:
-                # read1 hands over what has arrived; iter_content would lose up to a chunk of it when the transfer is cut.
+                # read1 hands over what has arrived; iter_content would lose up to a chunk of it when it is cut.
                 while chunk := response.raw.read1(CHUNK, decode_content=encoded):
                     self.check()
                     file.write(chunk)

@@ -63,7 +63,7 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
     """
     import model as models  # imports Keras, which a command that only reads features need not wait for
 
-    predictor = models.predictor(model)
+    predictor = models.predictor(model, recipe.mirrored)
     names = mirror.shard_names(split)
     files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
     todo = [name for name in selected(names, recipe.shards) if not _is_whole(files[name])]

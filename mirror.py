@@ -232,7 +232,7 @@ class WebMirror(Mirror):
             pool.shutdown(cancel_futures=True)
 
     def _count_shards(self, split: str) -> int:
-        """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) requests."""
+        """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""
 
         def has(number: int) -> bool:
             return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")

@@ -108,8 +108,7 @@ class GeM(layers.Layer):
 
 
 SETTINGS = (  # those of a recipe that `build_model` takes
-    "backbone", "weights", "pooling", "crop_size", "flip", "dropout", "head_learning_rate", "freeze",
-    "freeze_batch_norm", "precision", "seed",
+    "backbone", "weights", "pooling", "crop_size", "flip", "dropout", "freeze_batch_norm", "precision", "seed",
 )  # fmt: skip
 POOLINGS = {"max": layers.GlobalMaxPooling2D, "average": layers.GlobalAveragePooling2D, "gem": GeM}
 
@@ -122,8 +121,6 @@ def build_model(
     crop_size: int = 0,
     flip: bool = True,
     dropout: float = 0.0,
-    head_learning_rate: float = 1.0,
-    freeze: int = 0,
     freeze_batch_norm: bool = False,
     precision: str = "float32",
     seed: int = 0,
@@ -138,8 +135,8 @@ def build_model(
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(precision)
     base, preprocess_input = _build_backbone(backbone, weights)
-    for number, layer in enumerate(base.layers):
-        if number < freeze or (freeze_batch_norm and isinstance(layer, layers.BatchNormalization)):
+    for layer in base.layers:
+        if freeze_batch_norm and isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
     photos = keras.Input((None, None, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(crop_size, flip, seed, name="augmentation")(photos)
@@ -147,28 +144,27 @@ def build_model(
     x = base(x)
     x = POOLINGS[pooling](name="embedding")(x)
     x = layers.Dropout(dropout, seed=seed)(x) if dropout else x
-    # Adam moves every weight by its learning rate, however large the gradient: with inputs so many times as large and
-    # first weights as much smaller, the head's part in the logits moves so many times as fast.
-    x = layers.Rescaling(head_learning_rate, dtype="float32")(x)
-    small = keras.initializers.VarianceScaling(head_learning_rate**-2, "fan_avg", "uniform", seed=seed)
-    landmark = layers.Dense(
-        classes, activation="softmax", kernel_initializer=small, dtype="float32", name="landmark"
-    )(x)  # fmt: skip
+    landmark = layers.Dense(classes, activation="softmax", dtype="float32", name="landmark")(x)
     return keras.Model(photos, landmark, name="recognition")
 
 
-def predictor(model: keras.Model) -> keras.Model:
+def predictor(model: keras.Model, mirrored: bool = False) -> keras.Model:
     """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best class: `landmark`, `score`.
 
-    The last two are (B,): the class with the largest softmax, int, and that softmax.
+    The last two are (B,): the class with the largest softmax, int, and that softmax. With `mirrored`, embedding and
+    softmax are the means over the photo and its mirror image.
     """
-    embedding = ops.cast(model.get_layer("embedding").output, "float32")
+    both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
+    photos = keras.Input(model.input.shape[1:], dtype=model.input.dtype)
+    views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
+    embedding = sum(ops.normalize(ops.cast(embedding, "float32"), axis=-1) for embedding, _ in views)
+    softmax = sum(softmax for _, softmax in views) / len(views)
     return keras.Model(
-        model.input,
+        photos,
         {
             "embedding": ops.normalize(embedding, axis=-1),
-            "landmark": ops.argmax(model.output, axis=-1),
-            "score": ops.max(model.output, axis=-1),
+            "landmark": ops.argmax(softmax, axis=-1),
+            "score": ops.max(softmax, axis=-1),
         },
     )
 

@@ -84,8 +84,6 @@ class Recipe(BaseSettings):
     """mirror half of the photos while training"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """share of the embedding that is dropped before the head while training"""
-    freeze: int = Field(26, ge=0)
-    """layers of the backbone, from the first, that are not trained"""
     freeze_batch_norm: bool = True
     """keep the backbone's batch normalisation as it was pretrained: training is twice as fast on a CPU"""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
@@ -95,23 +93,30 @@ class Recipe(BaseSettings):
     """times that every train shard is seen; one shard is one mini-epoch"""
     batch_size: int = Field(32, ge=1)
     """photos in a step"""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Adam's learning rate at the start"""
-    head_learning_rate: float = Field(10.0, gt=0)
-    """learning rate of the head, in times the backbone's"""
     learning_rate_steps: dict[int, float] = {}
     """learning rate from a mini-epoch on, like 170=1e-4"""
     schedule: Literal["steps", "cosine"] = "cosine"
     """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target that is spread over all landmarks"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     seed: int = Field(0, ge=0)
     """of the sample, the shuffling, the augmentation and the first weights"""
 
+    mirrored: bool = True
+    """predict each photo and its mirror image, and take the mean; takes twice as long"""
+    recognizer: Literal["head", "neighbours"] = "neighbours"
+    """what names the landmark of a photo: the model's softmax head, or the train photos with the nearest embeddings"""
+    votes: int = Field(1, ge=1)
+    """nearest train photos that vote on the landmark, when neighbours name it"""
+    vote_power: float = Field(1.0, gt=0)
+    """a vote is the similarity to this power"""
+
     index_parts: int = Field(6, ge=1)
-    """the index is searched in so many parts, one in memory at a time"""
+    """the index, or the train photos, are searched in so many parts, one in memory at a time"""
     rerank: bool = True
     """bring the neighbours with the query's predicted landmark nearer"""
     rerank_factor: float = Field(1.5, ge=1)
@@ -133,7 +138,7 @@ class Recipe(BaseSettings):
 # What may differ between two runs in one work folder: it changes neither the model nor the features.
 FREE = {
     "recipe", "work", "time_limit", "shards", "ahead", "strict_md5", "checkpoint_minutes",
-    "index_parts", "rerank", "rerank_factor", "rerank_depth",
+    "recognizer", "votes", "vote_power", "index_parts", "rerank", "rerank_factor", "rerank_depth",
 }  # fmt: skip
 OF_ONE_RUN = {"work", "time_limit", "shards"}  # not kept in the work folder
 

@@ -14,6 +14,7 @@ import pandas as pd
 import command
 import metrics
 import recipe as recipes
+import submission
 from files import whole
 from mirror import Mirror, open_mirror
 
@@ -29,12 +30,19 @@ def main() -> None:
 
     import features  # imports Keras, which takes seconds that --help and a wrong setting need not wait for
 
-    model, landmarks = trained_model(recipe, mirror)
-    files = features.embed(model, landmarks, recipe, mirror, "test")
-    if files is None:
+    model, class_landmarks = trained_model(recipe, mirror)
+    files = features.embed(model, class_landmarks, recipe, mirror, "test")
+    by_neighbours = recipe.recognizer == "neighbours"
+    train_files = features.embed(model, class_landmarks, recipe, mirror, "train") if by_neighbours else []
+    if files is None or train_files is None:
         return
+    if by_neighbours:
+        landmarks, scores = neighbours_predictions(recipe, mirror, files, train_files)
+    else:
+        landmarks, scores = head_predictions(files)
     submission_csv = recipe.work / "recognition.csv"
-    write_submission(mirror, files, submission_csv)
+    submission.write_recognition(submission_csv, mirror.ids("test"), landmarks, scores)
+    print(f"{submission_csv}: {len(landmarks):,} predictions")
     metrics.write_scores(
         "recognition", submission_csv, mirror.solution("recognition"), recipe.work / "recognition.metrics.json"
     )
@@ -56,18 +64,26 @@ def trained_model(recipe: recipes.Recipe, mirror: Mirror):
     return models.load(path), models.load_labels(labels)
 
 
-def write_submission(mirror: Mirror, files: list[Path], path: Path) -> None:
-    """One row for each test photo: its landmark and score, or nothing where it could not be read."""
+def head_predictions(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:
+    """What the model's head says of each photo: its landmark and score by id."""
     import features
-    import submission
 
     landmarks: dict[str, int] = {}
     scores: dict[str, float] = {}
     for part in map(features.load_features, files):  # one in memory at a time: all embeddings would be half a GB
         landmarks.update(zip(part.ids.tolist(), part.landmark.tolist(), strict=True))
         scores.update(zip(part.ids.tolist(), part.score.tolist(), strict=True))
-    submission.write_recognition(path, mirror.ids("test"), landmarks, scores)
-    print(f"{path}: {len(landmarks):,} predictions")
+    return landmarks, scores
+
+
+def neighbours_predictions(
+    recipe: recipes.Recipe, mirror: Mirror, files: list[Path], train_files: list[Path]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """What the nearest train photos say of each photo: its landmark and score by id."""
+    import voting
+
+    found = voting.recognise(files, train_files, mirror.train(), recipe.votes, recipe.vote_power, recipe.index_parts)
+    return found["landmark"].to_dict(), found["score"].to_dict()
 
 
 if __name__ == "__main__":

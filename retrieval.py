@@ -32,28 +32,28 @@ def main() -> None:
     import model as models
 
     model, landmarks = models.load(path), models.load_labels(recipe.work / "labels.csv")
-    test_files = features.embed(model, landmarks, recipe, mirror, "test")
-    index_files = features.embed(model, landmarks, recipe, mirror, "index")
-    if test_files is None or index_files is None:
+    splits = ["test", "index"] + ["train"] * (recipe.rerank and recipe.recognizer == "neighbours")
+    files = {split: features.embed(model, landmarks, recipe, mirror, split) for split in splits}
+    if None in files.values():
         return
     submission_csv = recipe.work / "retrieval.csv"
-    write_submission(mirror, recipe, test_files, index_files, submission_csv)
+    write_submission(mirror, recipe, files, submission_csv)
     metrics.write_scores(
         "retrieval", submission_csv, mirror.solution("retrieval"), recipe.work / "retrieval.metrics.json"
     )
 
 
-def write_submission(
-    mirror: Mirror, recipe: recipes.Recipe, test_files: list[Path], index_files: list[Path], path: Path
-) -> None:
+def write_submission(mirror: Mirror, recipe: recipes.Recipe, files: dict[str, list[Path]], path: Path) -> None:
     """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
     import rerank
     import search
     import submission
 
     depth = max(recipe.rerank_depth, submission.MAX_NEIGHBOURS) if recipe.rerank else submission.MAX_NEIGHBOURS
-    neighbours = search.search(test_files, index_files, depth, recipe.index_parts)
+    neighbours = search.search(files["test"], files["index"], depth, recipe.index_parts)
     if recipe.rerank:
+        if recipe.recognizer == "neighbours":
+            neighbours = labelled_by_neighbours(neighbours, mirror, recipe, files)
         neighbours = rerank.same_landmark(neighbours, recipe.rerank_factor, recipe.rerank_depth)
     row_of = {identity: row for row, identity in enumerate(neighbours.query_ids.tolist())}
 
@@ -65,6 +65,21 @@ def write_submission(
     ids = mirror.ids("test")
     submission.write_retrieval(path, ids, map(found, ids))
     print(f"{path}: the neighbours of {len(row_of):,} photos")
+
+
+def labelled_by_neighbours(neighbours, mirror: Mirror, recipe: recipes.Recipe, files: dict[str, list[Path]]):
+    """The same neighbours with the landmarks that the nearest train photos give, in place of the head's."""
+    import voting
+
+    train = mirror.train()
+    query, index = (
+        voting.recognise(files[split], files["train"], train, recipe.votes, recipe.vote_power, recipe.index_parts)
+        for split in ("test", "index")
+    )
+    return neighbours._replace(
+        query_landmark=query["landmark"].loc[neighbours.query_ids].to_numpy(),
+        index_landmark=index["landmark"].loc[neighbours.index_ids].to_numpy(),
+    )
 
 
 if __name__ == "__main__":

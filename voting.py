@@ -19,14 +19,30 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from command import InputError, check_stop
 from features import Features, load_features, save_features
-from search import BATCH, Neighbours
+from search import BATCH, Neighbours, search
 from submission import Solution
 
 OTHER = {"public": "private", "private": "public"}  # half of a solution
+
+
+def recognise(
+    files: list[Path], train_files: list[Path], train: pd.DataFrame, votes: int, power: float, parts: int
+) -> pd.DataFrame:
+    """The voted `landmark` and its `score` of every photo in some features files, by id.
+
+    Args:
+        train: `id` and `landmark_id` of the train photos.
+        parts: the train photos are searched in so many parts, one in memory at a time.
+    """
+    neighbours = search(files, train_files, votes, parts)
+    train_landmark = train.set_index("id")["landmark_id"].loc[neighbours.index_ids].to_numpy()
+    landmark, score = vote(neighbours, train_landmark, votes, power)
+    return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
 
 
 def vote(neighbours: Neighbours, train_landmark: np.ndarray, k: int, power: float = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ import command
 command.prepare_backend()
 
 import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 
 import features  # noqa: E402
 import metrics  # noqa: E402
@@ -25,6 +24,7 @@ import model as models  # noqa: E402
 import rerank  # noqa: E402
 import search  # noqa: E402
 import submission  # noqa: E402
+import voting  # noqa: E402
 from mirror import open_mirror  # noqa: E402
 from recipe import Recipe  # noqa: E402
 
@@ -41,16 +41,13 @@ def main() -> None:
 
 def measure(source: str, image_size: int, work: Path) -> None:
     mirror = open_mirror(source, work / "mirror")
-    recipe = Recipe(work=work, image_size=image_size, crop_size=0)
+    recipe = Recipe(work=work, image_size=image_size, crop_size=0, mirrored=False)
     model = models.build_model(2, pooling="gem")  # the head is not used
     files = {split: features.embed(model, np.arange(2), recipe, mirror, split) for split in ("train", "index", "test")}
-    train = mirror.train().set_index("id")["landmark_id"]
-
-    nearest = {}
-    for split in ("index", "test"):
-        found = search.search(files[split], files["train"], k=1)
-        landmark = train.loc[found.index_ids].to_numpy()[found.positions[:, 0]]
-        nearest[split] = pd.DataFrame({"landmark": landmark, "score": found.similarities[:, 0]}, index=found.query_ids)
+    nearest = {
+        split: voting.recognise(files[split], files["train"], mirror.train(), votes=1, power=1, parts=1)
+        for split in ("index", "test")
+    }
     submission.write_recognition(
         work / "recognition.csv",
         mirror.ids("test"),

@@ -106,7 +106,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """Start a loopback server of a folder: `server = serve(folder)`; `server.url`, `server.faults`, `server.requests`."""
+    """Start a loopback server of a folder: `server = serve(folder)`; `.url`, `.faults`, `.requests`."""
     servers = []
 
     def start(folder: Path) -> ThreadingHTTPServer:

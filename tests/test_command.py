@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import command
 from command import InputError, Stopped
@@ -42,6 +43,16 @@ def test_exit_codes(run):
     code, message = run(failing(PermissionError(errno.EACCES, "Permission denied", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "/x/y" in message
+
+
+def test_an_error_stands_on_a_line_of_its_own_after_progress_bars(run):
+    def main():
+        for _ in tqdm(range(9), mininterval=0):
+            for _ in tqdm(range(9), mininterval=0, leave=False):
+                raise InputError("wrong")
+
+    _, message = run(main)
+    assert message.endswith("\nerror: wrong\n")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

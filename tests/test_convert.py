@@ -1,6 +1,8 @@
 import io
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from conftest import identity, jpeg, make_mirror
 from PIL import Image
 
+import command
 import convert
+import mirror as mirrors
 import submission
 from command import InputError
 from mirror import SPLITS, FolderMirror
@@ -215,3 +219,177 @@ def test_the_command_line(tmp_path):
     wrong = run("check", "nowhere")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "nowhere" in wrong.stderr
+
+
+def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(jpeg(seed + number))
+    return folder
+
+
+def test_import_of_strange_names(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    strange = ["Köln, Dom", 'The "Gate"', "new\nline", " space ", os.fsdecode(b"latin\xe9"), "-1", "@"]
+    for number, name in enumerate(strange):
+        photos_in(folder / name, 4, 10 * number)
+    (folder / os.fsdecode(b"latin\xe9") / os.fsdecode(b"broken\xff\n.jpg")).write_bytes(b"")
+    (folder / "-1/photo.heic").write_bytes(b"")
+    (folder / "loose.jpg").write_bytes(jpeg(99))
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    assert convert.check(str(tmp_path / "out")) == 0
+    names = FolderMirror(tmp_path / "out").categories().values()
+    assert sorted(names) == sorted([*strange[:2], "new\\nline", " space ", "latin\\udce9", "-1", "@"])
+    failed = (tmp_path / "out/failed.csv").read_text(encoding="utf8")
+    assert failed.count("\n") == 2
+    assert "broken\\udcff\\n.jpg" in failed
+    assert "2 files are passed over (.heic 1, .jpg 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["mine/none", "mine/Tower/none", "elsewhere/Tower"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_photos_of_no_landmark_may_lie_anywhere(tmp_path, monkeypatch, where, absolute):
+    monkeypatch.chdir(tmp_path)
+    photos_in(tmp_path / "mine/Tower", 6)
+    photos_in(tmp_path / "mine/Gate", 6, 20)
+    none = photos_in(tmp_path / where, 6, 40)
+    convert.import_folder(Path("mine"), tmp_path / "out", none if absolute else Path(where), 0)
+    mirror = FolderMirror(tmp_path / "out")
+    assert sum(len(mirror.ids(split)) for split in SPLITS) == 18
+    solution = submission.read_recognition_solution(mirror.solution("recognition"))
+    assert sum(not landmarks for landmarks in (solution.public | solution.private).values()) == 4
+    assert convert.check(str(tmp_path / "out")) == 0
+
+
+def test_folders_that_hold_one_another_are_refused(tmp_path):
+    photos_in(tmp_path / "mine/Tower", 3)
+    none = photos_in(tmp_path / "none", 3)
+    for out in (tmp_path / "mine", tmp_path / "mine/out", none / "out"):
+        with pytest.raises(InputError, match="lies in"):
+            convert.import_folder(tmp_path / "mine", out, none, 0)
+    for above in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(InputError, match="--non-landmarks"):
+            convert.import_folder(tmp_path / "mine", tmp_path.parent / "out", above, 0)
+    assert not (tmp_path / "mine/out").exists()
+
+
+def test_a_mirror_is_never_made_from_two_states_of_its_source(tmp_path, serve):
+    folder = landmark_folders(tmp_path / "mine")
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    (folder / "Gate/new.jpg").write_bytes(jpeg(77))
+    with pytest.raises(InputError, match="was begun by.*give another folder"):
+        convert.import_folder(folder, tmp_path / "out", None, 0)
+    (tmp_path / "list.csv").write_text("id,url,landmark_id\nabc1,http://127.0.0.1:9/x,1\n")
+    for split in ("train", "divide"):
+        with pytest.raises(InputError, match="was begun by"):
+            convert.fetch(tmp_path / "list.csv", tmp_path / "out", split, 100, 1, 0)
+
+
+def test_fetch_stops_when_the_network_is_gone_and_goes_on_later(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(convert, "MAX_UNANSWERED", 3)
+    photos_in(tmp_path / "web", 1)
+    server = serve(tmp_path / "web")
+    rows = [(identity(n), f"{server.url}/{'0' if n % 3 else 'gone'}.jpg", 1) for n in range(42)]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+    original = convert.download.read
+
+    def cut_off(url, limit):
+        if len(server.requests) > 8:  # within the second of six shards
+            raise ConnectionError("no route to host")
+        return original(url, limit)
+
+    monkeypatch.setattr(convert.download, "read", cut_off)
+    with pytest.raises(InputError, match="3 downloads in a row failed.*no route"):
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    monkeypatch.setattr(convert.download, "read", original)
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 28
+    assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 14
+
+
+def test_fetch_says_how_many_of_this_list_were_written(tmp_path, serve, capsys):
+    photos_in(tmp_path / "web", 1)
+    url = f"{serve(tmp_path / 'web').url}/0.jpg"
+    for split, numbers in (("train", range(12)), ("index", range(20, 25))):
+        (tmp_path / f"{split}.csv").write_text(
+            "\n".join(["id,url,landmark_id", *(f"{identity(n)},{url},1" for n in numbers)])
+        )
+        convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0)
+    printed = capsys.readouterr().out
+    assert "12 photos written, 0 failed" in printed
+    assert "5 photos written, 0 failed" in printed
+
+
+def kaggle_tree(root: Path) -> Path:
+    for split, numbers in (("train", range(8)), ("index", range(20, 25)), ("test", range(30, 34))):
+        for n in numbers:
+            place = root.joinpath(split, *identity(n)[:3])
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{identity(n)}.jpg").write_bytes(jpeg(n))
+    (root / "train.csv").write_text("\n".join(["id,landmark_id", *(f"{identity(n)},7" for n in range(8))]))
+    sample = ["id,landmarks", *(f"{identity(n)},8815 0.03" for n in range(30, 34))]
+    (root / "sample_submission.csv").write_text("\n".join(sample))
+    return root
+
+
+def test_an_extracted_tree_is_checked_and_shrunk_to_a_whole_mirror(tmp_path, capsys):
+    tree = kaggle_tree(tmp_path / "kaggle")
+    assert convert.check(str(tree)) == 0
+    convert.shrink(str(tree), tmp_path / "out", 16)
+    for split in SPLITS:
+        assert sorted(FolderMirror(tmp_path / "out").ids(split)) == sorted(FolderMirror(tree).ids(split))
+    assert convert.check(str(tmp_path / "out")) == 0
+
+
+def test_shrink_of_a_wrong_mirror_leaves_nothing(tmp_path, tiny_mirror):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        convert.shrink(str(tmp_path / "empty"), tmp_path / "out", 16)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shrink_names_the_members_that_it_passes_over(tmp_path):
+    source = make_mirror(tmp_path / "m")
+    with tarfile.open(source / "train/images_001.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("../evil\x1b.jpg"))
+    convert.shrink(str(source), tmp_path / "out", 16)
+    failed = pd.read_csv(tmp_path / "out/failed.csv")
+    assert failed.values.tolist() == [["../evil\\x1b.jpg", "train/images_001", "not named a/b/c/ID.jpg"]]
+
+
+def test_check_goes_on_after_a_damaged_shard_and_sees_a_wrong_md5_at_a_url(tmp_path, serve, capsys):
+    source = make_mirror(tmp_path / "m")
+    (source / "train/images_002.tar").write_bytes(b"broken")
+    (source / "md5sum/train/md5.images_004.txt").write_text(f"{'0' * 32}  images_004.tar\n")
+    for mirror in (str(source), serve(source).url):
+        assert convert.check(mirror) == 1
+        printed = capsys.readouterr().out
+        assert "train/images_002.tar" in printed
+        assert "train/images_004.tar: md5 differs" in printed
+        assert "in metadata/train.csv but in no shard" in printed
+        assert "6 faults" in printed  # 2 shards, and the 4 photos of the damaged one
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["improt"], ["import", "mine"], ["import", "mine", "out", "--seed", "-1"], ["shrink", "mine", "out"],
+        ["shrink", "mine", "out", "--size", "0"], ["shrink", "mine", "out", "--size", "9" * 5000],
+        ["fetch", "x.csv", "out", "--threads", "-1"], ["fetch", "x.csv", "out"], ["import", "nowhere", "out"],
+        ["fetch", ".", "out"], ["import", "mine", "file"], ["check", "mine", "--fast"], ["check", ""],
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments):
+    photos_in(tmp_path / "mine/Tower", 3)
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["mirror.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.run(mirrors.main)
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert not (tmp_path / "out").exists()

@@ -1,3 +1,4 @@
+import gzip
 import os
 
 import pytest
@@ -83,10 +84,82 @@ def test_no_server():
 
 @pytest.mark.parametrize("code", [403, 404])
 def test_a_missing_file(server, tmp_path, code):
-    server.faults["/file"] = server.faults["HEAD /file"] = [status(code)] * 2
+    server.faults["/file"] = [status(code)] * 2
+    server.faults["HEAD /file"] = [status(code)]
     assert not download.exists(f"{server.url}/file")
     assert not download.download(f"{server.url}/file", tmp_path / "file")
     assert download.exists(f"{server.url}/file")
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 405, 501])
+def test_a_server_that_answers_only_get(server, code):
+    server.faults["HEAD /file"] = [status(code)]
+    assert download.exists(f"{server.url}/file")
+
+
+def answer(code: int, body: bytes, **headers):
+    def send(handler):
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        answer(206, BODY[:100], Content_Range="bytes 0-99/3000000", Content_Length="100"),
+        answer(206, BODY[:100], Content_Length="100"),
+        answer(206, b"--x", Content_Type="multipart/byteranges; boundary=x"),
+        answer(206, b"packed", Content_Range="bytes 1000000-2999999/3000000", Content_Encoding="gzip"),
+    ],
+)
+def test_another_range_than_the_one_asked_for_is_not_used(server, tmp_path, wrong):
+    server.faults["/file"] = [cut(1_000_000), wrong]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert [r for _, r in server.requests] == [None, "bytes=1000000-", None]
+
+
+def test_a_body_that_is_compressed_unasked_is_unpacked(server, tmp_path):
+    packed = gzip.compress(BODY)
+    length = str(len(packed))
+    server.faults["/file"] = [
+        answer(200, packed[:1_000_000], Content_Encoding="gzip", Content_Length=length),
+        *[answer(200, packed, Content_Encoding="gzip", Content_Length=length)] * 2,
+    ]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert download.read(f"{server.url}/file", len(BODY)) == BODY
+
+
+@pytest.mark.parametrize("length", ["many", "-5", f"{len(BODY)}, {len(BODY)}"])
+def test_an_odd_content_length(server, tmp_path, length):
+    server.faults["/file"] = [answer(200, BODY, Content_Length=length)]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("code", [202, 204, 304, 416])
+def test_an_answer_without_the_file_is_not_taken_for_it(server, tmp_path, code):
+    server.faults["/file"] = [answer(code, b"")]
+    with pytest.raises(InputError, match=f"HTTP {code}"):
+        download.download(f"{server.url}/file", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://a..b/x", f"http://{'a' * 70}.org/x", "http://[::1", "ftp://x/y", "x"]
+)
+def test_a_url_that_cannot_be_one(url):
+    with pytest.raises(InputError, match="cannot be read"):
+        download.exists(url)
+    with pytest.raises(OSError):
+        download.read(url, 100)
 
 
 def test_existence_is_asked_for_without_the_body_whatever_the_server_knows(server):
@@ -118,6 +191,10 @@ def test_a_stop_request_ends_it_and_keeps_the_part(server, tmp_path):
 
 
 def test_read(server):
+    server.faults["/file"] = [cut(1000)]
     assert download.read(f"{server.url}/file", limit=len(BODY)) == BODY
     with pytest.raises(OSError, match="no such file"):
         download.read(f"{server.url}/other", limit=100)
+    server.faults["/file"] = [cut(1000), status(503)]
+    with pytest.raises(ConnectionError, match="HTTP 503"):
+        download.read(f"{server.url}/file", limit=len(BODY))

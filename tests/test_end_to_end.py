@@ -67,11 +67,17 @@ def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
             assert features.embeddings.dtype == np.float16
             assert np.abs(np.linalg.norm(features.embeddings.astype("float32"), axis=1) - 1).max() < 2e-3
             assert len(features.ids) == len(features.landmark) == len(features.score)
-    scores = {row[0]: row[1].split(" ") for row in recognition.to_numpy()}
+    landmark_of = pd.read_csv(tiny_mirror / "metadata/train.csv").set_index("id")["landmark_id"]
+    train = [load_features(path) for path in sorted((finished / "features/train").glob("*.npz"))]
+    train_ids, gallery = (np.concatenate([getattr(f, name) for f in train]) for name in ("ids", "embeddings"))
+    said = dict(zip(recognition["id"], predicted.to_numpy(), strict=True))
     for path in (finished / "features/test").glob("*.npz"):
         features = load_features(path)
-        for photo, landmark, score in zip(features.ids, features.landmark, features.score, strict=True):
-            assert scores[photo] == [str(landmark), repr(float(score))]  # in full precision
+        similarity = features.embeddings.astype("float32") @ gallery.astype("float32").T
+        for photo, row in zip(features.ids, similarity, strict=True):
+            nearest = row[landmark_of.loc[train_ids] == int(said[photo][0])].max()
+            assert nearest == pytest.approx(row.max(), abs=1e-6)
+            assert float(said[photo][1]) == pytest.approx(row.max(), abs=1e-6)
 
     metrics = json.loads((finished / "recognition.metrics.json").read_text())
     assert set(metrics["private"]) == {"gap", "gap_landmarks_only", "top1"}
@@ -83,6 +89,17 @@ def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
     assert history["mini_epoch"].tolist() == list(range(1, 11))  # 5 of 6 shards, twice
     assert history["validation_gap"].between(0, 1).all()
     assert not (finished / "checkpoint.keras").exists()
+
+
+def test_the_head_recognises_on_request_in_full_precision(finished, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    run("recognition.py", work, "--recognizer=head")
+    said = pd.read_csv(work / "recognition.csv").set_index("id")["landmarks"]
+    for path in (work / "features/test").glob("*.npz"):
+        features = load_features(path)
+        for photo, landmark, score in zip(features.ids, features.landmark, features.score, strict=True):
+            assert said[photo] == f"{landmark} {float(score)!r}"
 
 
 def test_both_files_pass_the_check(finished, tiny_mirror):
@@ -162,7 +179,7 @@ def test_several_runs_share_the_embedding(finished, tmp_path):
     (work / "retrieval.csv").unlink()
     done = run("retrieval.py", work, "--shards=0:1")
     assert "without --shards" in done.stdout
-    assert sorted(path.name for path in work.glob("features/*/*.npz")) == ["images_000.npz"] * 2
+    assert sorted(path.name for path in work.glob("features/*/*.npz")) == ["images_000.npz"] * 3
     assert not (work / "retrieval.csv").exists()
     first = times(work)
     run("retrieval.py", work, "--shards=1:9")

@@ -87,6 +87,15 @@ def test_unreadable_photos_say_why(monkeypatch):
         decode(encode(Image.new("RGB", (64, 64)), "PNG"), 16)
 
 
+def test_the_reason_is_the_same_every_time():
+    reasons = set()
+    for data in (b"", b"text" * 9, b"<html>" * 99):
+        with pytest.raises(UnreadablePhoto) as error:
+            decode(data, 16)
+        reasons.add(str(error.value))
+    assert reasons == {"not a photo (JPEG, PNG, WEBP, GIF, BMP)"}  # and no place in memory
+
+
 def test_a_huge_jpeg_is_decoded_at_a_fraction(monkeypatch):
     data = encode(Image.new("RGB", (4000, 4000), COLOUR))
     monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 500 * 500)  # an eighth of each side

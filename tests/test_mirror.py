@@ -177,7 +177,8 @@ def test_a_kaggle_tree_is_read_in_virtual_shards(tmp_path, monkeypatch):
 
 
 def test_a_photo_that_is_listed_but_missing_from_a_tree_is_an_os_error(tmp_path):
-    (tmp_path / "test").mkdir()
+    (tmp_path / "test/a/b/d").mkdir(parents=True)
+    (tmp_path / "test/a/b/d/abd1.jpg").write_bytes(jpeg(0))
     (tmp_path / "test.csv").write_text("id\nabc1\n")
     (shard,) = open_mirror(str(tmp_path)).stream("test", ["images_000"])
     with pytest.raises(OSError):
@@ -185,8 +186,15 @@ def test_a_photo_that_is_listed_but_missing_from_a_tree_is_an_os_error(tmp_path)
 
 
 BAD_TABLES = {
+    "id,url,landmark_id\nabc1,http://x/a,b.jpg,1\n": "line 2: 4 cells",
+    "id,url,landmark_id\nabc1,u,1\nabc2,u\n": "line 3: 2 cells",
+    "id,landmark_id\nabc1,1\n\nabc2,-1\n": "line 4: '-1'",
+    "id,landmark_id\nabc1,1_0\n": "line 2: '1_0'",
+    "id,landmark_id\n../../etc/x,1\n": "line 2: '../../etc/x'",
+    "id,landmark_id\nab\x00c,1\n": "line ",
+    "id,landmark_id\n" + "a" * 200_000 + ",1\n": "line 2: field larger",
     "id,url\nabc1,u\n": "landmark_id",
-    "": "No columns",
+    "": "does not name id",
     "id,landmark_id\nabc1,x\n": "x",
     "id,landmark_id\nabc1,\n": "train.csv",
     "id,landmark_id\nabc1,99999999999999999999\n": "train.csv",
@@ -203,6 +211,49 @@ def test_a_malformed_csv_is_named(tmp_path, table):
     with pytest.raises(InputError, match=BAD_TABLES[table]) as error:
         FolderMirror(tmp_path).train()
     assert "train.csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeffid,landmark_id\r\nABCd,10\r\n", '"landmark_id","x, y","id"\n"10","a\nb","ABCd"\n\n']
+)
+def test_other_dialects_of_csv_are_read(tmp_path, text):
+    (tmp_path / "train.csv").write_bytes(text.encode())
+    assert FolderMirror(tmp_path).train().values.tolist() == [["ABCd", 10]]
+
+
+def test_a_web_page_in_place_of_a_file_means_that_there_is_none(tiny_mirror, serve, tmp_path):
+    server = serve(tiny_mirror)
+    page = b"\n<!DOCTYPE html><title>All is well</title>"
+    for path in ("/metadata/train.csv", "/md5sum/train/md5.images_000.txt"):
+        server.faults[path] = [lambda handler: handler.send_range(page)]
+    mirror = WebMirror(server.url, tmp_path)
+    with pytest.raises(InputError, match="no metadata/train.csv"):
+        mirror.train()
+    assert mirror.published_md5("train", "images_000") is None
+    assert len(mirror.train()) == 24  # nothing of it was kept
+    assert mirror.published_md5("train", "images_000") is not None
+
+
+@pytest.mark.parametrize("text", ["{0}  images_000.tar\n", "MD5 (images_000.tar) = {0}\n"])
+def test_the_published_md5_is_found_in_what_md5sum_and_md5_write(tmp_path, text):
+    (tmp_path / "md5sum/train").mkdir(parents=True)
+    (tmp_path / "md5sum/train/md5.images_000.txt").write_text(text.format("0123456789ABCDEF" * 2))
+    assert FolderMirror(tmp_path).published_md5("train", "images_000") == "0123456789abcdef" * 2
+
+
+def test_strict_md5_refuses_what_was_once_accepted_without(tiny_mirror, serve, tmp_path):
+    server = serve(lying_mirror(tiny_mirror, tmp_path))
+    for _ in WebMirror(server.url, tmp_path / "cache").stream("train", ["images_000"]):
+        pass
+    with pytest.raises(InputError, match="published is 0000"):
+        next(WebMirror(server.url, tmp_path / "cache", strict_md5=True).stream("train", ["images_000"]))
+
+
+def test_an_empty_tree_is_no_mirror(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train.csv").write_text("id,landmark_id\nabc1,1\n")
+    with pytest.raises(InputError, match="no mirror with train photos"):
+        open_mirror(str(tmp_path)).require("train")
 
 
 def test_wrong_mirrors_are_named(tmp_path, serve):

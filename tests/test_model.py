@@ -87,6 +87,18 @@ def test_predictions_are_the_softmax_maximum_and_normalised_embeddings(small_mod
     assert larger["embedding"].shape == (2, 1024)
 
 
+def test_mirrored_predictions_are_the_means_over_both_views(small_model):
+    images = photos()
+    plain = [models.predict(models.predictor(small_model), view, 4) for view in (images, images[:, :, ::-1])]
+    softmax = sum(small_model.predict_on_batch(view) for view in (images, images[:, :, ::-1])) / 2
+    outputs = models.predict(models.predictor(small_model, mirrored=True), images, 4)
+    embedding = plain[0]["embedding"] + plain[1]["embedding"]
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs["embedding"], embedding, atol=1e-5)
+    np.testing.assert_allclose(outputs["score"], softmax.max(axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(outputs["landmark"], softmax.argmax(axis=1))
+
+
 def test_saved_and_loaded_it_predicts_the_same_on_every_back_end(small_model, tmp_path):
     path = tmp_path / "model.keras"
     models.save(small_model, path)

@@ -82,7 +82,7 @@ def test_the_work_folder_remembers_its_settings(tmp_path):
     assert load(["--work", str(tmp_path), "--no-rerank", "--ahead", "3"]).rerank is False
     with pytest.raises(InputError, match="backbone = ResNet50, now VGG16.*another --work"):
         load(["--work", str(tmp_path), "--backbone", "VGG16"])
-    with pytest.raises(InputError, match="image_size = 224, now 216"):
+    with pytest.raises(InputError, match="image_size = 224, now 256"):
         load(["--work", str(tmp_path), "--recipe", "small"])
 
 

@@ -67,6 +67,54 @@ def test_a_cut_tar_is_noticed_wherever_it_is_cut(tmp_path):
         TarShard(path)
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+FIRST = header("a/b/c/abc1.jpg", 5) + b"photo".ljust(512, b"\0")
+LAST = header("a/b/c/abc2.jpg", 5) + b"photo".ljust(512, b"\0")
+END = bytes(1024)
+
+
+def sparse(real_size: bytes) -> bytes:
+    """An old GNU sparse member (GNU tar manual, "Old GNU Format"): 512 bytes at 0, and a hole up to `real_size`."""
+    block = bytearray(header("a/b/c/abc3.jpg", 512, tarfile.GNUTYPE_SPARSE))
+    block[386:410] = b"00000000000\0" + b"00000001000\0"
+    block[483:495] = real_size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(512)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        FIRST + header("a/b/c/abc9.jpg", -512) + END,  # base-256 size; tarfile of Python 3.11.7 never ends
+        FIRST + header("x", 14, b"x") + b"14 size=-2048\n".ljust(512, b"\0") + LAST + END,
+        (header("x", 14, b"x") + b"14 mtime=00001\n".ljust(512, b"\0")) * 2000 + FIRST + END,
+        (header("././@LongLink", 5, b"L") + b"a/b/c".ljust(512, b"\0")) * 2000 + FIRST + END,
+        FIRST + header("x", 2**18, b"x") + bytes(2**18) + LAST + END,  # a header that would fill the memory
+        FIRST + header("x", 2**18, b"L") + bytes(2**18) + LAST + END,
+        FIRST + bytes(512) + LAST + END,  # the rest is not to be lost in silence
+    ],
+)
+def test_a_hostile_tar_is_damaged(tmp_path, data):
+    (tmp_path / "images_000.tar").write_bytes(data)
+    with pytest.raises(DamagedShard):
+        TarShard(tmp_path / "images_000.tar")
+
+
+@pytest.mark.parametrize("strange", [sparse(b"77777777777\0"), header("a/b/c/abc3.jpg", 600, b"Z") + bytes(1024)])
+@pytest.mark.parametrize("rest", [LAST, b""])
+def test_a_strange_member_costs_no_other_one(tmp_path, strange, rest):
+    (tmp_path / "images_000.tar").write_bytes(FIRST + strange + rest + END)
+    with closing(TarShard(tmp_path / "images_000.tar")) as shard:
+        assert shard.ids == (["abc1", "abc2"] if rest else ["abc1"])
+        assert shard.refused == [("a/b/c/abc3.jpg", "not a regular file")]
+
+
 def test_the_same_photos_make_the_same_bytes(tmp_path):
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / name, [("abc1", b"photo")])
@@ -109,3 +157,12 @@ def test_a_tree_is_read_by_id(tmp_path, monkeypatch):
 )
 def test_valid_id(identity, valid):
     assert valid_id(identity) is valid
+
+
+def test_no_id_leads_out_of_a_tree(tmp_path):
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "x.jpg").write_bytes(b"secret")
+    bad = ["../x", f"{tmp_path}/x", "abc\x00", ""]
+    shard = FolderShard(tmp_path / "a", "images_000", [*bad, "abc1"])
+    assert shard.ids == ["abc1"]
+    assert [identity for identity, _ in shard.refused] == bad
