@@ -21,14 +21,14 @@ from mirror import Mirror, open_mirror
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
-    command.prepare_backend()
     if recipe.time_limit:
         command.limit_time(recipe.time_limit)
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("train", "test")
     recipes.keep(recipe)
 
-    import features  # imports Keras, which takes seconds that --help and a wrong setting need not wait for
+    command.prepare_backend()
+    import features  # Keras takes seconds, which --help and a wrong setting need not wait for
 
     model, class_landmarks = trained_model(recipe, mirror)
     files = features.embed(model, class_landmarks, recipe, mirror, "test")

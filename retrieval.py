@@ -19,7 +19,6 @@ from mirror import Mirror, open_mirror
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
-    command.prepare_backend()
     if recipe.time_limit:
         command.limit_time(recipe.time_limit)
     path = recipe.work / "model.keras"
@@ -28,7 +27,8 @@ def main() -> None:
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("index", "test")
 
-    import features  # imports Keras, which takes seconds that --help and a wrong setting need not wait for
+    command.prepare_backend()
+    import features  # Keras takes seconds, which --help and a wrong setting need not wait for
     import model as models
 
     model, landmarks = models.load(path), models.load_labels(recipe.work / "labels.csv")
