@@ -236,7 +236,7 @@ def clean(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mirror", help="sample, a URL or a folder")
     parser.add_argument("out", type=Path, help="the file to write: landmark_id,images")
     parser.add_argument("--min-photos", type=int, default=10, help="of a landmark in train.csv (default 10)")

@@ -14,9 +14,8 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 if not sys.stderr.isatty():
-    os.environ.setdefault(
-        "TQDM_MININTERVAL", "10"
-    )  # a log file needs no bar ten times a second; tqdm reads it once
+    # A log file needs no new bar ten times a second. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
 class InputError(Exception):

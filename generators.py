@@ -74,7 +74,7 @@ class Batches:
 
 
 def record_skipped(work: Path, split: str, shard: TarShard | FolderShard, unreadable: list[tuple[str, str]]) -> None:
-    """Add the photos and members of a shard that were passed over to `work/skipped.csv`, and name the first new ones."""
+    """Add what was passed over in a shard, photos and members, to `work/skipped.csv`, and name the first new one."""
     path = work / "skipped.csv"
     known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
     lines = []

@@ -9,7 +9,6 @@ and delf/python/datasets/google_landmarks_dataset in the TensorFlow models repos
 Predictions and solutions are dicts by test id. Test ids may be anything that sorts, landmarks any integers.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -183,7 +182,7 @@ SCORERS = {"recognition": score_recognition, "retrieval": score_retrieval}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score a submission against the published solution.")
+    parser = command.Parser(description="Score a submission against the published solution.")
     parser.add_argument("task", choices=["recognition", "retrieval"])
     parser.add_argument("submission", type=Path, help="a CSV file: id,landmarks or id,images")
     parser.add_argument("solution", type=Path, help="a CSV file: id,landmarks,Usage or id,images,Usage")

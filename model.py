@@ -157,16 +157,21 @@ def predictor(model: keras.Model, mirrored: bool = False) -> keras.Model:
     both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
     photos = keras.Input(model.input.shape[1:], dtype=model.input.dtype)
     views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
-    embedding = sum(ops.normalize(ops.cast(embedding, "float32"), axis=-1) for embedding, _ in views)
+    embedding = sum(_unit(embedding) for embedding, _ in views)
     softmax = sum(softmax for _, softmax in views) / len(views)
     return keras.Model(
         photos,
         {
-            "embedding": ops.normalize(embedding, axis=-1),
+            "embedding": _unit(embedding),
             "landmark": ops.argmax(softmax, axis=-1),
             "score": ops.max(softmax, axis=-1),
         },
     )
+
+
+def _unit(embedding):
+    # Keras' own epsilon of 1e-7 would leave the small activations of a poorly trained net short.
+    return ops.normalize(ops.cast(embedding, "float32"), axis=-1, epsilon=1e-20)
 
 
 def predict(predictor: keras.Model, photos: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ their towers, and differ in the number and placing of windows and towers, in dom
 distance and clutter change with every view, so that colour alone does not tell a landmark.
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -220,7 +219,7 @@ def _render(urls: Sequence[str]) -> dict[str, bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the built-in sample: a mirror of invented landmarks.")
+    parser = command.Parser(description="Make the built-in sample: a mirror of invented landmarks.")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other landmarks (default 0)")
     arguments = parser.parse_args()

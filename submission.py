@@ -7,7 +7,6 @@ prints each fault on a line and exits with 1, or with 0 if there is none. Readin
 header, too many columns, a NaN score, a solution row that comes twice, a scored query without images.
 """
 
-import argparse
 import csv
 import math
 import re
@@ -282,7 +281,7 @@ def _retrieval_faults(cell: str, index_ids: set[str]) -> Iterator[tuple[str, str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Check a submission against the test and index ids of a mirror.")
+    parser = command.Parser(description="Check a submission against the test and index ids of a mirror.")
     parser.add_argument("action", choices=["check"])
     parser.add_argument("task", choices=HEADERS)
     parser.add_argument("submission", type=Path, help="a CSV file: id,landmarks or id,images")
