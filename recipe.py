@@ -33,6 +33,11 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _yes_or_file(value: object) -> object:
+    """TOML's true and false, as the command line has them."""
+    return {True: "true", False: "", "false": ""}.get(value, value) if isinstance(value, bool | str) else value
+
+
 class Recipe(BaseSettings):
     """Settings of recognition.py and retrieval.py; photos are measured in pixels."""
 
@@ -61,6 +66,8 @@ class Recipe(BaseSettings):
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
 
+    clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
+    """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
     min_images: int = Field(2, ge=1)
     """learn only landmarks with at least this many train photos"""
     exclude: list[int] = []

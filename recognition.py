@@ -15,6 +15,7 @@ import command
 import metrics
 import recipe as recipes
 import submission
+from command import InputError
 from files import whole
 from mirror import Mirror, open_mirror
 
@@ -56,12 +57,26 @@ def trained_model(recipe: recipes.Recipe, mirror: Mirror):
     path = recipe.work / "model.keras"
     labels = recipe.work / "labels.csv"
     if not path.exists():
-        landmarks = training.select_classes(mirror.train(), recipe.min_images, recipe.exclude)
+        photos = train_photos(recipe, mirror)
+        landmarks = training.select_classes(photos, recipe.min_images, recipe.exclude)
         with whole(labels) as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
-        models.save(training.train(recipe, mirror, landmarks), path)
+        models.save(training.train(recipe, mirror, photos, landmarks), path)
         (recipe.work / "checkpoint.keras").unlink(missing_ok=True)
     return models.load(path), models.load_labels(labels)
+
+
+def train_photos(recipe: recipes.Recipe, mirror: Mirror) -> pd.DataFrame:
+    """`id` and `landmark_id` of the photos to learn from: all, or the clean ones."""
+    if not recipe.clean:
+        return mirror.train()
+    import cleaning
+
+    own = recipe.clean == "true"
+    path = mirror.path("metadata/train_clean.csv") if own else Path(recipe.clean)
+    if path is None:
+        raise InputError(f"--clean true: {mirror.name} has no metadata/train_clean.csv; make one with cleaning.py")
+    return cleaning.read_clean(path)
 
 
 def head_predictions(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:

@@ -36,11 +36,11 @@ def select_classes(train: pd.DataFrame, min_images: int, exclude: list[int]) -> 
     return landmarks
 
 
-def train(recipe: Recipe, mirror: Mirror, landmarks: np.ndarray) -> keras.Model:
+def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.ndarray) -> keras.Model:
     """Train on the mirror's train shards, one a mini-epoch, from the checkpoint in the work folder if there is one.
 
-    The last `validation_shards` shards are held out. Photos of landmarks that are not in `landmarks` (classes,) are
-    passed over.
+    The last `validation_shards` shards are held out. Photos that are not in `photos` (`id`, `landmark_id`), or whose
+    landmark is not in `landmarks` (classes,), are passed over.
 
     Raises:
         InputError: too few shards, or the checkpoint does not load.
@@ -54,9 +54,8 @@ def train(recipe: Recipe, mirror: Mirror, landmarks: np.ndarray) -> keras.Model:
             f"{mirror.name} has {len(held_out)} train shards; --validation-shards {recipe.validation_shards} "
             "leaves none to train on"
         )
-    table = mirror.train()
-    table = table[table["landmark_id"].isin(landmarks)]
-    classes = pd.Series(np.searchsorted(landmarks, table["landmark_id"]), index=table["id"])
+    photos = photos[photos["landmark_id"].isin(landmarks)]
+    classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
 
     run = _Run(recipe, len(landmarks), total=recipe.epochs * len(names))
     validation = _Validation(recipe, mirror, held_out, classes)

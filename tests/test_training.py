@@ -134,4 +134,6 @@ def test_at_least_one_shard_is_left_to_train_on(recipe):
 
     mirror = open_mirror(recipe.mirror)
     with pytest.raises(InputError, match="--validation-shards 6"):
-        training.train(recipe.model_copy(update={"validation_shards": 6}), mirror, np.array([10, 20, 30]))
+        training.train(
+            recipe.model_copy(update={"validation_shards": 6}), mirror, mirror.train(), np.array([10, 20, 30])
+        )
