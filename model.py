@@ -136,7 +136,7 @@ def build_model(
     keras.mixed_precision.set_global_policy(precision)
     base, preprocess_input = _build_backbone(backbone, weights)
     for layer in base.layers:
-        if freeze_batch_norm and isinstance(layer, layers.BatchNormalization):
+        if freeze_batch_norm and weights != "none" and isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
     photos = keras.Input((None, None, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(crop_size, flip, seed, name="augmentation")(photos)

@@ -85,14 +85,14 @@ class Recipe(BaseSettings):
     """how the feature map becomes the embedding; gem: generalized mean with a learned power"""
     image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
-    crop_size: int = Field(192, ge=0, le=2048)
-    """side of the random crop that is trained on; 0: no crop. Predictions see the whole photo"""
+    crop: float = Field(0.75, gt=0, le=1)
+    """side of the random square that is trained on, as a part of image_size; 1: all. Predictions see the whole photo"""
     flip: bool = True
     """mirror half of the photos while training"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """share of the embedding that is dropped before the head while training"""
     freeze_batch_norm: bool = True
-    """keep the backbone's batch normalisation as it was pretrained: training is twice as fast on a CPU"""
+    """keep a pretrained backbone's batch normalisation as it is: training is twice as fast on a CPU"""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
 
@@ -131,10 +131,15 @@ class Recipe(BaseSettings):
     rerank_depth: int = Field(300, ge=1)
     """neighbours that are re-ranked before the best 100 are kept"""
 
+    @property
+    def crop_size(self) -> int:
+        """Side of the random crop in pixels; 0 for none."""
+        return round(self.crop * self.image_size) if self.crop < 1 else 0
+
     @model_validator(mode="after")
-    def _crop_fits(self) -> "Recipe":
-        if self.crop_size > self.image_size:
-            raise ValueError(f"crop_size {self.crop_size} is larger than image_size {self.image_size}")
+    def _steps_are_used(self) -> "Recipe":
+        if self.learning_rate_steps and self.schedule != "steps":
+            raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
         return self
 
     @classmethod

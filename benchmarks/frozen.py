@@ -41,7 +41,7 @@ def main() -> None:
 
 def measure(source: str, image_size: int, work: Path) -> None:
     mirror = open_mirror(source, work / "mirror")
-    recipe = Recipe(work=work, image_size=image_size, crop_size=0, mirrored=False)
+    recipe = Recipe(work=work, image_size=image_size, crop=1, mirrored=False)
     model = models.build_model(2, pooling="gem")  # the head is not used
     files = {split: features.embed(model, np.arange(2), recipe, mirror, split) for split in ("train", "index", "test")}
     nearest = {

@@ -56,7 +56,7 @@ def measure(mirror: Path, work: Path) -> tuple[int, int, int]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [
         sys.executable, ROOT / "recognition.py", f"--work={work}", f"--mirror=http://127.0.0.1:{server.server_port}",
-        "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop-size=0", "--epochs=1",
+        "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--epochs=1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     most_tars = most_bytes = 0

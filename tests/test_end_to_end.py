@@ -18,8 +18,8 @@ from features import load_features
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
-    "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop-size=0", "--batch-size=8", "--epochs=2",
-    "--learning-rate=3e-3", "--no-freeze-batch-norm",
+    "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    "--learning-rate=3e-3",
 ]  # fmt: skip
 
 

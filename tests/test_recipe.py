@@ -29,13 +29,11 @@ def test_the_published_softmax_recipe():
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):
-    (tmp_path / "mine.toml").write_text('backbone = "VGG16"\nimage_size = 128\ncrop_size = 0\n')
+    (tmp_path / "mine.toml").write_text('backbone = "VGG16"\nimage_size = 128\n')
     recipe = load(["--recipe", str(tmp_path / "mine.toml"), "--image-size", "160", "--no-flip", "--exclude", "3,4"])
     assert (recipe.backbone, recipe.image_size, recipe.flip, recipe.exclude) == ("VGG16", 160, False, [3, 4])
-    assert load(["--learning-rate-steps", "5=0.1", "--learning-rate-steps", "7=0.01"]).learning_rate_steps == {
-        5: 0.1,
-        7: 0.01,
-    }
+    steps = load(["--schedule=steps", "--learning-rate-steps", "5=0.1", "--learning-rate-steps", "7=0.01"])
+    assert steps.learning_rate_steps == {5: 0.1, 7: 0.01}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +48,8 @@ WRONG = [
     (["--image-size", "big"], "--image-size.*big"),
     (["--image-size", "8"], "--image-size.*32"),
     (["--pooling", "median"], "--pooling.*'gem'.*median"),
-    (["--crop-size", "300"], "crop_size 300 is larger than image_size"),
+    (["--crop", "1.5"], "--crop.*1.5"),
+    (["--learning-rate-steps", "5=0.1"], "learning_rate_steps are for --schedule steps"),
     (["--time-limit", "soon"], "--time-limit.*soon"),
     (["--shards", "3"], "--shards"),
     (["--batch-size", "0"], "--batch-size"),
@@ -90,6 +89,12 @@ def test_a_folder_is_remembered_by_its_full_path(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load(["--mirror", "mirror"]).mirror == str(tmp_path / "mirror")
+
+
+def test_the_crop_follows_the_image_size():
+    assert load([]).crop_size == 192
+    assert load(["--image-size", "64"]).crop_size == 48
+    assert load(["--crop", "1"]).crop_size == 0
 
 
 def test_selected():

@@ -42,7 +42,7 @@ def recipe(tiny_mirror, tmp_path):
     return load(
         [
             f"--mirror={tiny_mirror}", f"--work={tmp_path}", "--backbone=MobileNet", "--weights=none",
-            "--image-size=32", "--crop-size=0", "--batch-size=3", "--epochs=1",
+            "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=1",
         ]
     )  # fmt: skip
 
