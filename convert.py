@@ -72,7 +72,9 @@ def build_mirror(
     if not present:
         raise InputError(f"not one photo could be read; {out / 'failed.csv'} says why of each")
     _write_tables(photos[photos["id"].isin(present)], out, categories or {})
-    print(f"{out}: {len(present):,} photos written, {len(photos) - len(present):,} failed (listed in failed.csv)")
+    failed = len(photos) - len(present)
+    name = out.name.removeprefix("part-")  # the sample is renamed when it is whole
+    print(f"{name}: {len(present):,} photos written, {failed:,} failed" + " (listed in failed.csv)" * bool(failed))
 
 
 def write_shard(
