@@ -8,31 +8,21 @@ python mirror.py check MIRROR                                   read every shard
 
 import argparse
 import atexit
-import csv
 import re
 import shutil
-import sys
 import tempfile
-import threading
-from array import array
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import command
-import download
 from command import InputError
-from files import md5
-from shards import DamagedShard, FolderShard, TarShard, valid_id
+from shards import DamagedShard, FolderShard, TarShard
+from tables import read_table
 
-PUBLIC = "https://s3.amazonaws.com/google-landmark"
 SPLITS = ("train", "index", "test")
 SOLUTIONS = {
     "recognition": "ground_truth/recognition_solution_v2.1.csv",
@@ -40,30 +30,29 @@ SOLUTIONS = {
 }
 PHOTOS_PER_VIRTUAL_SHARD = 8192  # as many as a shard of the public mirror holds
 SHARD_NAME = re.compile(r"images_\d{3,}")
-MAX_SHARDS = 1000  # images_NNN has three digits
 MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 
 
-class Mirror:
+class Mirror(ABC):
     """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
 
     name: str
 
+    @abstractmethod
     def path(self, relative: str) -> Path | None:
         """A metadata file on disk, downloaded first where need be; None when the mirror has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shard_names(self, split: str) -> list[str]:
         """The names of a split's shards, in order, as the mirror itself tells them; empty when it has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
         """The shards of these names one after another, each closed when the next is asked for.
 
         Raises:
             InputError: a shard cannot be had, or is damaged.
         """
-        raise NotImplementedError
 
     def train(self) -> pd.DataFrame:
         """`id` (str) and `landmark_id` (int64) of every train photo. Raises InputError for a malformed file."""
@@ -78,7 +67,7 @@ class Mirror:
         path = self.path("metadata/train_label_to_category.csv")
         if path is None:
             return {}
-        table = _read_table(path, ["landmark_id", "category"])
+        table = read_table(path, ["landmark_id", "category"])
         return dict(zip(table["landmark_id"], table["category"], strict=True))
 
     def solution(self, task: str) -> Path | None:
@@ -107,7 +96,7 @@ class Mirror:
         path = self.path(f"metadata/{split}.csv")
         if path is None:
             raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
-        table = _read_table(path, columns)
+        table = read_table(path, columns)
         if table.empty:
             raise InputError(f"{path} lists no photo")
         return table
@@ -165,137 +154,11 @@ class FolderMirror(Mirror):
             if not root.is_dir() or next(root.glob("images_*.tar"), None):
                 ids = []
             elif listing and any(root.glob("?/?/?/*.jpg")):
-                ids = _read_table(listing, ["id"])["id"].tolist()
+                ids = read_table(listing, ["id"])["id"].tolist()
             else:
                 ids = [path.stem for path in root.glob("?/?/?/*.jpg")]
             self._tree_ids[split] = sorted(ids)
         return self._tree_ids[split]
-
-
-class WebMirror(Mirror):
-    """A mirror at a URL: what is used is downloaded into `cache`, and a shard is deleted as soon as it is done.
-
-    While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk. A shard whose md5
-    differs from the published one is downloaded a second time; if it differs again, it is used when the tar reads
-    whole (train shard 000 of the public mirror has never matched), said once and recorded in
-    `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
-    """
-
-    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
-        self.url = self.name = url.rstrip("/")
-        self.cache = cache
-        self.ahead = ahead
-        self.strict_md5 = strict_md5
-        self._shard_counts: dict[str, int] = {}
-
-    def path(self, relative: str) -> Path | None:
-        path = self.cache / relative
-        if not path.is_file() and not download.download(f"{self.url}/{relative}", path):
-            return None
-        with open(path, "rb") as file:
-            is_web_page = file.read(100).lstrip().startswith(b"<")
-        if is_web_page:  # what some servers send, as if all were well, for a file that they do not have
-            path.unlink()
-        return None if is_web_page else path
-
-    def shard_names(self, split: str) -> list[str]:
-        if split not in self._shard_counts:
-            self._shard_counts[split] = self._count_shards(split)
-        return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
-
-    def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
-        self._clear_shards(keep=[self._place(split, name) for name in names[: self.ahead + 1]])
-        waiting = iter(names)
-        abandoned = threading.Event()
-
-        def check() -> None:
-            command.check_stop()
-            if abandoned.is_set():
-                raise command.Stopped("the shards are not wanted any more")
-
-        pool = ThreadPoolExecutor(max_workers=1)  # one at a time: the next one is wanted first
-
-        def fetch_next(count: int) -> list[tuple[str, Future]]:
-            return [(name, pool.submit(self._fetch, split, name, check)) for name in islice(waiting, count)]
-
-        try:
-            fetched = deque(fetch_next(self.ahead + 1))
-            while fetched:
-                name, path = fetched.popleft()
-                with closing(TarShard(path.result())) as shard:
-                    yield shard
-                if name not in dict(fetched):  # an epoch may begin with the shard that the last one ended with
-                    shard.path.unlink()
-                fetched.extend(fetch_next(1))
-        finally:
-            abandoned.set()
-            pool.shutdown(cancel_futures=True)
-
-    def _count_shards(self, split: str) -> int:
-        """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""
-
-        def has(number: int) -> bool:
-            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")
-
-        if not has(0):
-            return 0
-        there, missing = 0, 1
-        while has(missing):
-            there, missing = missing, 2 * missing
-        while missing - there > 1:
-            middle = (there + missing) // 2
-            there, missing = (middle, missing) if has(middle) else (there, middle)
-        return missing
-
-    def _place(self, split: str, name: str) -> Path:
-        return self.cache / split / f"{name}.tar"
-
-    def _clear_shards(self, keep: list[Path]) -> None:
-        """Delete what a killed run has left, so that the promise about the disk holds from the start."""
-        for path in self.cache.glob("*/images_*.tar*"):
-            if path.with_name(path.name.removesuffix(".part")) not in keep:
-                path.unlink()
-
-    def _fetch(self, split: str, name: str, check: Callable[[], None]) -> Path:
-        """The shard on disk, verified; a shard with a fault is downloaded a second time."""
-        path = self._place(split, name)
-        relative = f"{split}/{name}.tar"
-        expected = self.published_md5(split, name)
-        for is_second in (False, True):
-            if not path.exists():
-                if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
-                    raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
-            found = md5(path)
-            matches = expected in (None, found) or (not self.strict_md5 and found in self._accepted_mismatches())
-            fault = (
-                f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
-            )
-            if matches or (is_second and not self.strict_md5):
-                try:
-                    TarShard(path).close()
-                except DamagedShard as damage:
-                    fault = str(damage)
-                else:
-                    if not matches:
-                        self._accept_mismatch(relative, expected, found)
-                    return path
-            path.unlink()
-        raise DamagedShard(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
-
-    def _accepted_mismatches(self) -> set[str]:
-        path = self.cache / "md5_mismatches.csv"
-        return set(_read_table(path, ["found"])["found"]) if path.exists() else set()
-
-    def _accept_mismatch(self, relative: str, expected: str, found: str) -> None:
-        path = self.cache / "md5_mismatches.csv"
-        is_new = not path.exists()
-        with open(path, "a", newline="") as file:
-            csv.writer(file).writerows([["shard", "expected", "found"]] * is_new + [[relative, expected, found]])
-        tqdm.write(
-            f"warning: {self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
-            f"used, because the tar reads whole, and recorded in {path}",
-            file=sys.stderr,
-        )
 
 
 def open_mirror(
@@ -313,6 +176,8 @@ def open_mirror(
         cache = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
     if source.startswith(("http://", "https://")):
+        from web_mirror import WebMirror  # which is a Mirror of this file
+
         return WebMirror(source, cache, ahead, strict_md5)
     if source == "sample":
         from sample import make_sample
@@ -326,52 +191,6 @@ def open_mirror(
     return FolderMirror(Path(source))
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """These columns of a CSV, landmark ids as int64 and all else as str; InputError names the file, line and fault.
-
-    Not by pandas, which takes the first cells for an index when the first row has one too many, and does not mind
-    how long a row is when it is to read some columns only.
-    """
-    table = {name: array("q") if name == "landmark_id" else [] for name in columns}
-    parsers = {"id": _parse_id, "landmark_id": _parse_landmark}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            header = next(rows, [])
-            if missing := [name for name in columns if name not in header]:
-                raise ValueError(f"its first line does not name {missing[0]}")
-            cells = [(header.index(name), parsers.get(name, str), column.append) for name, column in table.items()]
-            try:
-                for row in filter(None, rows):  # an empty line is an empty list
-                    if len(row) != len(header):
-                        raise ValueError(f"{len(row)} cells, the first line has {len(header)}")
-                    for place, parse, append in cells:
-                        append(parse(row[place]))
-            except (ValueError, OverflowError, csv.Error) as error:
-                raise ValueError(f"line {rows.line_num}: {error}") from error
-    except (ValueError, csv.Error, OSError) as error:
-        raise InputError(f"{path} is not a CSV with the columns {','.join(columns)}: {error}") from error
-    frame = pd.DataFrame(
-        {name: np.asarray(column) if name == "landmark_id" else column for name, column in table.items()}
-    )
-    if "id" in columns and not frame["id"].is_unique:
-        twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
-        raise InputError(f"{path} lists the photo {twice!r} twice; every id must be there once")
-    return frame
-
-
-def _parse_id(cell: str) -> str:
-    if not valid_id(cell):
-        raise ValueError(f"{cell[:100]!a} cannot be a photo's id")
-    return cell
-
-
-def _parse_landmark(cell: str) -> int:
-    if not (cell.isascii() and cell.isdigit()):
-        raise ValueError(f"{cell[:100]!a} is no landmark id, a whole number")
-    return int(cell)
-
-
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
@@ -382,6 +201,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def main() -> int | None:
+    import check
     import convert
 
     parser = command.Parser(description="Make, shrink and check mirrors.")
@@ -419,7 +239,7 @@ def main() -> int | None:
         "import": convert.import_folder,
         "fetch": convert.fetch,
         "shrink": convert.shrink,
-        "check": convert.check,
+        "check": check.check,
     }
     return actions[arguments.pop("command")](**arguments)
 

@@ -59,6 +59,11 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
     return out
 
 
+def tars(cache: Path) -> list[str]:
+    """The shards, whole or in part, that lie in a folder of downloads."""
+    return sorted(path.name for path in cache.glob("*/images_*.tar*"))
+
+
 @pytest.fixture(scope="session")
 def tiny_mirror(tmp_path_factory) -> Path:
     return make_mirror(tmp_path_factory.mktemp("mirror") / "tiny")

@@ -1,30 +1,20 @@
 import shutil
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import identity, jpeg
+from conftest import identity, jpeg, tars
 
-import command
 import mirror as mirrors
 from command import InputError
-from mirror import FolderMirror, WebMirror, open_mirror
+from mirror import FolderMirror, open_mirror
 from shards import write_tar
+from web_mirror import WebMirror
 
 
 def read_all(mirror, split):
     return {
         photo: shard.read(photo) for shard in mirror.stream(split, mirror.shard_names(split)) for photo in shard.ids
     }
-
-
-def tars(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.glob("*/images_*.tar*"))
-
-
-def status(code: int):
-    return lambda handler: handler.send_error(code)
 
 
 def test_folder_and_url_are_the_same_mirror(tiny_mirror, serve, tmp_path):
@@ -41,94 +31,6 @@ def test_folder_and_url_are_the_same_mirror(tiny_mirror, serve, tmp_path):
     assert len(list(tiny_mirror.glob("train/images_*.tar"))) == len(folder.shard_names("train"))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 500, 1000])
-def test_the_number_of_shards_is_found_by_asking(count, monkeypatch):
-    asked = []
-
-    def exists(url):
-        asked.append(url)
-        return int(url[-7:-4]) < count
-
-    monkeypatch.setattr("download.exists", exists)
-    names = WebMirror("http://mirror", Path("unused")).shard_names("train")
-    assert names == [f"images_{number:03d}" for number in range(count)]
-    assert len(asked) <= 22
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_at_most_ahead_and_one_shards_are_on_disk(tiny_mirror, serve, tmp_path, ahead):
-    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, ahead)
-    names = mirror.shard_names("train")
-    assert len(names) > 4
-    most = 0
-    for number, _ in enumerate(mirror.stream("train", names)):
-        deadline = time.monotonic() + 5
-        expected = min(ahead + 1, len(names) - number)
-        while time.monotonic() < deadline and len(tars(tmp_path)) < expected:
-            time.sleep(0.005)
-        most = max(most, len(tars(tmp_path)))
-    assert most == ahead + 1
-    assert tars(tmp_path) == []
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 2, 3])
-def test_a_shard_may_come_again_at_once(tiny_mirror, serve, tmp_path, ahead):
-    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, ahead)
-    names = [f"images_00{number}" for number in (0, 0, 1, 2, 2, 2, 0, 1, 0)]
-    assert [(shard.name, len(shard.read(shard.ids[0])) > 0) for shard in mirror.stream("train", names)] == [
-        (name, True) for name in names
-    ]
-    assert tars(tmp_path) == []
-
-
-def test_what_a_killed_run_left_is_used_or_deleted(tiny_mirror, serve, tmp_path):
-    server = serve(tiny_mirror)
-    (tmp_path / "train").mkdir()
-    for name in ("images_001.tar", "images_004.tar"):
-        shutil.copy(tiny_mirror / "train" / name, tmp_path / "train")
-    (tmp_path / "train/images_003.tar.part").write_bytes(b"part")
-    mirror = WebMirror(server.url, tmp_path)
-    for shard in mirror.stream("train", ["images_001"]):
-        assert shard.name == "images_001"
-        assert tars(tmp_path) == ["images_001.tar"]
-    assert not [path for path, _ in server.requests if path.endswith(".tar")]
-
-
-def test_a_damaged_transfer_is_noticed_by_its_md5_and_repeated(tiny_mirror, serve, tmp_path):
-    server = serve(tiny_mirror)
-    body = (tiny_mirror / "train/images_000.tar").read_bytes()
-    server.faults["/train/images_000.tar"] = [lambda h: h.send_range(body[:600] + b"?" + body[601:])]
-    mirror = WebMirror(server.url, tmp_path)
-    for shard in mirror.stream("train", ["images_000"]):
-        assert shard.path.read_bytes() == body
-    assert not (tmp_path / "md5_mismatches.csv").exists()
-
-
-def lying_mirror(tiny_mirror, tmp_path) -> Path:
-    shutil.copytree(tiny_mirror, tmp_path / "lying")
-    (tmp_path / "lying/md5sum/train/md5.images_000.txt").write_text(f"{'0' * 32}  images_000.tar\n")
-    return tmp_path / "lying"
-
-
-def test_a_wrong_published_md5_is_accepted_once_recorded_and_not_downloaded_again(tiny_mirror, serve, tmp_path, capsys):
-    server = serve(lying_mirror(tiny_mirror, tmp_path))
-    for _ in range(2):
-        for shard in WebMirror(server.url, tmp_path / "cache").stream("train", ["images_000"]):
-            assert shard.ids
-    downloads = [path for path, _ in server.requests if path == "/train/images_000.tar"]
-    assert len(downloads) == 3  # twice for the first use, once for the second
-    record = pd.read_csv(tmp_path / "cache/md5_mismatches.csv", dtype=str)
-    assert record[["shard", "expected"]].values.tolist() == [["train/images_000.tar", "0" * 32]]
-    assert capsys.readouterr().err.count("recorded in") == 1
-
-
-def test_strict_md5_stops_with_one_clear_line(tiny_mirror, serve, tmp_path):
-    mirror = WebMirror(serve(lying_mirror(tiny_mirror, tmp_path)).url, tmp_path / "cache", strict_md5=True)
-    with pytest.raises(InputError, match="train/images_000.tar is damaged.*published is 0000.*--strict-md5"):
-        next(mirror.stream("train", ["images_000"]))
-    assert tars(tmp_path / "cache") == []
-
-
 def test_a_shard_that_is_no_tar_is_refused_even_without_md5(tiny_mirror, serve, tmp_path):
     shutil.copytree(tiny_mirror, tmp_path / "broken")
     (tmp_path / "broken/train/images_000.tar").write_bytes(b"<html>an error page</html>" * 99)
@@ -137,21 +39,6 @@ def test_a_shard_that_is_no_tar_is_refused_even_without_md5(tiny_mirror, serve, 
     for mirror in (web, FolderMirror(tmp_path / "broken")):
         with pytest.raises(InputError, match="damaged"):
             next(mirror.stream("train", ["images_000"]))
-
-
-def test_leaving_a_stream_early_ends_its_downloads(tiny_mirror, serve, tmp_path):
-    server = serve(tiny_mirror)
-    stream = WebMirror(server.url, tmp_path).stream("train", ["images_000", "images_001", "images_002"])
-    next(stream)
-    stream.close()
-    assert [path for path, _ in server.requests].count("/train/images_002.tar") == 0
-
-
-def test_a_stop_request_ends_a_stream(tiny_mirror, serve, tmp_path):
-    stream = WebMirror(serve(tiny_mirror).url, tmp_path).stream("train", ["images_000", "images_001"])
-    command.stop_event.set()
-    with pytest.raises(command.Stopped):
-        list(stream)
 
 
 def test_a_kaggle_tree_is_read_in_virtual_shards(tmp_path, monkeypatch):
@@ -221,32 +108,11 @@ def test_other_dialects_of_csv_are_read(tmp_path, text):
     assert FolderMirror(tmp_path).train().values.tolist() == [["ABCd", 10]]
 
 
-def test_a_web_page_in_place_of_a_file_means_that_there_is_none(tiny_mirror, serve, tmp_path):
-    server = serve(tiny_mirror)
-    page = b"\n<!DOCTYPE html><title>All is well</title>"
-    for path in ("/metadata/train.csv", "/md5sum/train/md5.images_000.txt"):
-        server.faults[path] = [lambda handler: handler.send_range(page)]
-    mirror = WebMirror(server.url, tmp_path)
-    with pytest.raises(InputError, match="no metadata/train.csv"):
-        mirror.train()
-    assert mirror.published_md5("train", "images_000") is None
-    assert len(mirror.train()) == 24  # nothing of it was kept
-    assert mirror.published_md5("train", "images_000") is not None
-
-
 @pytest.mark.parametrize("text", ["{0}  images_000.tar\n", "MD5 (images_000.tar) = {0}\n"])
 def test_the_published_md5_is_found_in_what_md5sum_and_md5_write(tmp_path, text):
     (tmp_path / "md5sum/train").mkdir(parents=True)
     (tmp_path / "md5sum/train/md5.images_000.txt").write_text(text.format("0123456789ABCDEF" * 2))
     assert FolderMirror(tmp_path).published_md5("train", "images_000") == "0123456789abcdef" * 2
-
-
-def test_strict_md5_refuses_what_was_once_accepted_without(tiny_mirror, serve, tmp_path):
-    server = serve(lying_mirror(tiny_mirror, tmp_path))
-    for _ in WebMirror(server.url, tmp_path / "cache").stream("train", ["images_000"]):
-        pass
-    with pytest.raises(InputError, match="published is 0000"):
-        next(WebMirror(server.url, tmp_path / "cache", strict_md5=True).stream("train", ["images_000"]))
 
 
 def test_an_empty_tree_is_no_mirror(tmp_path):
