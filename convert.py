@@ -1,4 +1,4 @@
-"""Make a mirror out of something else: a folder per landmark, a list of URLs, a larger mirror; and check one."""
+"""Make a mirror out of something else: a folder per landmark, a list of URLs, a larger mirror."""
 
 import csv
 import hashlib
@@ -21,14 +21,13 @@ from command import InputError, check_stop
 from files import md5, whole
 from generators import in_threads
 from images import UnreadablePhoto
-from mirror import SOLUTIONS, SPLITS, FolderMirror, Mirror, open_mirror
-from shards import MAX_PHOTO_BYTES, DamagedShard, FolderShard, TarShard, valid_id, write_tar
+from mirror import SOLUTIONS, SPLITS, FolderMirror, open_mirror
+from shards import MAX_PHOTO_BYTES, FolderShard, TarShard, valid_id, write_tar
 
 PHOTOS_PER_SHARD = 5000
 FEWEST_SHARDS = {"train": 6, "index": 2, "test": 2}  # enough to hold some out and to share the work
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 METADATA = ["train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "test"]
-FAULTS_LISTED = 20  # of each kind
 PHOTOS_AHEAD = 64  # in memory; a phone's have 5 MB
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
@@ -218,68 +217,8 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     print(f"{out}: photos of at most {size} px; those that could not be read are listed in failed.csv")
 
 
-def check(mirror: str) -> int:
-    """Read a whole mirror and print each fault; 1 if there is any, else 0."""
-    source = open_mirror(mirror)
-    source.require("train")
-    faults = [fault for split in SPLITS if source.shard_names(split) for fault in _check_split(source, split)]
-    for fault in faults:
-        print(fault)
-    print(f"{mirror}: {len(faults)} faults")
-    return int(bool(faults))
-
-
-def _check_split(source: Mirror, split: str) -> list[str]:
-    listed = set(source.ids(split))
-    seen: Counter[str] = Counter()
-    shard_faults, refused, unreadable = [], [], []
-    names = source.shard_names(split)
-    for name in tqdm(names, split, unit=" shards"):
-        check_stop()
-        place = f"{split}/{name}"
-        try:
-            for shard in source.stream(split, [name]):
-                seen.update(shard.ids)
-                refused += [f"{place}: member {member!a} is passed over: {why}" for member, why in shard.refused]
-                readable = in_threads(partial(_fault, shard), shard.ids, ahead=256)
-                for identity, why in zip(shard.ids, readable, strict=True):
-                    check_stop()
-                    if why:
-                        unreadable.append(f"{place}: {identity} cannot be read: {why}")
-                expected = source.published_md5(split, name)
-                if expected and isinstance(shard, TarShard) and md5(shard.path) != expected:
-                    shard_faults.append(f"{place}.tar: md5 differs from md5sum/{split}/md5.{name}.txt")
-        except DamagedShard as damage:
-            shard_faults.append(str(damage))
-    kinds = [
-        shard_faults,
-        refused,
-        unreadable,
-        [f"{split}: {identity} is in {count} shards" for identity, count in seen.items() if count > 1],
-        [
-            f"{split}: {identity} is in a shard but not in metadata/{split}.csv"
-            for identity in sorted(set(seen) - listed)
-        ],
-        [f"{split}: {identity} is in metadata/{split}.csv but in no shard" for identity in sorted(listed - set(seen))],
-    ]
-    faults = []
-    for kind in kinds:
-        faults += kind[:FAULTS_LISTED]
-        if len(kind) > FAULTS_LISTED:
-            faults.append(f"{split}: and {len(kind) - FAULTS_LISTED:,} more like the last")
-    return faults
-
-
 def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> bytes:
     return images.shrink(shard.read(identity), size)
-
-
-def _fault(shard: TarShard | FolderShard, identity: str) -> str | None:
-    try:
-        images.decode(shard.read(identity), 64)
-    except (OSError, UnreadablePhoto) as error:
-        return str(error)
-    return None
 
 
 def _divide(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
