@@ -24,22 +24,8 @@ from PIL import Image, ImageDraw
 import command
 from buildings import building
 from command import InputError
-from scene import (
-    Camera,
-    Face,
-    Stock,
-    Texture,
-    around,
-    box,
-    clutter,
-    corners,
-    look,
-    make_stock,
-    photograph,
-    plain,
-    revolve,
-    rgb,
-)
+from scene import Camera, Face, Texture, box, corners, look, plain, revolve, rgb
+from street import Stock, around, clutter, make_stock, photograph
 
 FAMILY_SIZE = 4
 KINDS = ("Abbey", "Basilica", "Castle", "Gate", "Museum", "Palace", "Tower", "Town_Hall")
