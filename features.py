@@ -66,10 +66,12 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
     predictor = models.predictor(model, recipe.mirrored)
     names = mirror.shard_names(split)
     files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
-    todo = [name for name in selected(names, recipe.shards) if not _is_whole(files[name])]
+    absent = [name for name in names if not _is_whole(files[name])]
+    todo = [name for name in absent if name in selected(names, recipe.shards)]
+    listed = set(mirror.ids(split)) if todo else set()
     for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
-        save_features(files[shard.name], _embed_shard(predictor, landmarks, recipe, split, shard))
-    missing = [name for name in names if not _is_whole(files[name])]
+        save_features(files[shard.name], _embed_shard(predictor, landmarks, recipe, split, shard, listed))
+    missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
         print(f"{split}: run again without --shards when the other shards' files are in {files[missing[0]].parent}")
@@ -77,20 +79,26 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
 
 
 def _embed_shard(
-    predictor: "keras.Model", landmarks: np.ndarray, recipe: Recipe, split: str, shard: TarShard | FolderShard
+    predictor: "keras.Model",
+    landmarks: np.ndarray,
+    recipe: Recipe,
+    split: str,
+    shard: TarShard | FolderShard,
+    listed: set[str],
 ) -> Features:
     import model as models
 
     ids: list[str] = []
     dimension = predictor.output["embedding"].shape[-1]
     outputs = {"embedding": [np.empty((0, dimension))], "landmark": [np.empty(0, "int64")], "score": [np.empty(0)]}
-    batches = Batches(shard, shard.ids, recipe.image_size, recipe.batch_size)
+    unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
+    batches = Batches(shard, [photo for photo in shard.ids if photo in listed], recipe.image_size, recipe.batch_size)
     for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
         check_stop()
         ids += some_ids
         for name, array in models.predict(predictor, photos, recipe.batch_size).items():
             outputs[name].append(array)
-    record_skipped(recipe.work, split, shard, batches.unreadable)
+    record_skipped(recipe.work, split, shard, unlisted + batches.unreadable)
     return Features(
         np.array(ids, dtype=str),
         np.concatenate(outputs["embedding"]).astype("float16"),
