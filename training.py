@@ -175,19 +175,21 @@ class _Run:
 
 
 class _Validation:
-    """Photos of the held-out shards, of landmarks that are learnt: (N, size, size, 3) uint8 in memory."""
+    """Photos of the held-out shards, of landmarks that are learnt, in memory: uint8, 400 MB for 2,048 of 256 px."""
 
     def __init__(self, recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series):
         self.batch_size = recipe.batch_size
-        ids, photos = [], []
+        self.batches: list[np.ndarray] = []
+        ids: list[str] = []
         for shard in mirror.stream("train", names):
             room = recipe.validation_images - len(ids)
             wanted = [identity for identity in shard.ids if identity in classes.index][:room]
-            for some_ids, some_photos in Batches(shard, wanted, recipe.image_size, recipe.batch_size):
+            for some_ids, photos in Batches(shard, wanted, recipe.image_size, recipe.batch_size):
                 ids += some_ids
-                photos += list(some_photos)
+                self.batches.append(photos)
                 check_stop()
-        self.photos = np.stack(photos) if photos else np.empty(0)
+            if len(ids) == recipe.validation_images:
+                break
         self.solution = {identity: [int(classes[identity])] for identity in ids}
         self.predictor: keras.Model | None = None
 
@@ -197,11 +199,9 @@ class _Validation:
             return {}
         self.predictor = self.predictor or models.predictor(model)
         outputs = []
-        for begin in range(0, len(self.photos), self.batch_size):
+        for photos in self.batches:
             check_stop()
-            outputs.append(
-                models.predict(self.predictor, self.photos[begin : begin + self.batch_size], self.batch_size)
-            )
+            outputs.append(models.predict(self.predictor, photos, self.batch_size))
         landmark, score = (np.concatenate([output[name] for output in outputs]) for name in ("landmark", "score"))
         predictions = dict(zip(self.solution, zip(landmark.tolist(), score.tolist(), strict=True), strict=True))
         return {
