@@ -32,8 +32,9 @@ from command import InputError, check_stop
 from files import md5, whole
 from generators import Batches, record_skipped
 from mirror import Mirror, open_mirror
+from shards import PHOTO_ID
 
-IMAGES_CELL = re.compile(r"\w{3}[\w-]{0,80}( \w{3}[\w-]{0,80})*", re.ASCII)  # ids as in shards.MEMBER_NAME
+IMAGES_CELL = re.compile(rf"{PHOTO_ID.pattern}( {PHOTO_ID.pattern})*", re.ASCII)
 CATEGORY_LINE = re.compile(r"/\S+\s+([12])\s*")  # `/a/airfield 2`; 1: indoor, 2: outdoor
 MAX_CATEGORIES = 2**20  # characters; the published list has 7,000
 BATCH_SIZE = 32  # where the classifier fixes none

@@ -53,9 +53,7 @@ def download(
     path: Path,
     resume: bool = False,
     limit: int = MAX_BYTES,
-    progress: bool = True,
     check: Callable[[], None] = check_stop,
-    tries: int = TRIES,
 ) -> bool:
     """Download `url` to `path`, which appears only when it is whole; False when the server has no such file.
 
@@ -65,17 +63,16 @@ def download(
     Args:
         limit: the most bytes to accept.
         check: called between chunks; what it raises ends the download.
-        tries: in a row that bring no new byte before it gives up.
 
     Raises:
-        InputError: after `tries` tries without progress, or when the server refuses, or the file is too large.
+        InputError: after `TRIES` tries without progress, or when the server refuses, or the file is too large.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if not resume:
         part.unlink(missing_ok=True)
-    transfer = _Transfer(url, part, limit, progress, check)
-    found = _persist(url, transfer.receive, tries, lambda: _size(part))
+    transfer = _Transfer(url, part, limit, check)
+    found = _persist(url, transfer.receive, arrived=lambda: _size(part))
     if found:
         os.replace(part, path)
     return found
@@ -172,7 +169,6 @@ class _Transfer:
     url: str
     part: Path
     limit: int
-    progress: bool
     check: Callable[[], None]
     validator: dict[str, str] = field(default_factory=dict)
 
@@ -212,9 +208,7 @@ class _Transfer:
 
     def _copy_body(self, response: requests.Response, begin: int, total: int | None, encoded: bool) -> None:
         name = self.url.rsplit("/", 1)[-1]
-        bar = tqdm(
-            desc=name, initial=begin, total=total, unit="B", unit_scale=True, leave=False, disable=not self.progress
-        )
+        bar = tqdm(desc=name, initial=begin, total=total, unit="B", unit_scale=True, leave=False)
         with open(self.part, "r+b" if begin else "wb") as file, bar:
             file.seek(begin)
             file.truncate()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from command import check_stop
+from command import InputError, check_stop
 
 
 @contextmanager
@@ -20,6 +20,16 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder if need be and try to write in it. Raises InputError when that cannot be."""
+    try:
+        with whole(folder / "try") as part:
+            part.touch()
+        (folder / "try").unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); give another folder or mend it") from error
 
 
 def md5(path: Path) -> str:

@@ -59,7 +59,7 @@ class Recipe(BaseSettings):
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: str = Field("", pattern=r"^(\d+:\d+)?$")
-    """embed only these shards of index and test, like 0:17 (17 is left out), so that several runs share the work"""
+    """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
 
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""

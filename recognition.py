@@ -16,7 +16,7 @@ import metrics
 import recipe as recipes
 import submission
 from command import InputError
-from files import whole
+from files import make_writable, whole
 from mirror import Mirror, open_mirror
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     recipe = recipes.load(sys.argv[1:])
     if recipe.time_limit:
         command.limit_time(recipe.time_limit)
+    make_writable(recipe.work)
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("train", "test")
     recipes.keep(recipe)

@@ -25,7 +25,7 @@ SETTINGS = [
 
 def run(script: str, work: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [sys.executable, ROOT / script, f"--work={work}", *arguments], capture_output=True, text=True, cwd=work.parent
+        [sys.executable, ROOT / script, f"--work={work}", *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
@@ -216,7 +216,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
-        pytest.skip("mounting needs root")
+        pytest.skip("only root may mount the small disk that this fills")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -236,6 +236,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
         ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--validation-shards=6"], "--validation-shards"),
         ("recognition.py", tmp_path / "e", [mirror, *SETTINGS, "--epochs=none"], "--epochs"),
         ("recognition.py", occupied, [mirror, *SETTINGS], "occupied"),
+        ("recognition.py", Path("/proc/nowhere"), [mirror, *SETTINGS], "/proc/nowhere cannot be written"),
         ("recognition.py", finished, ["--backbone=VGG16"], "another --work"),
         ("retrieval.py", tmp_path / "f", [mirror], "recognition.py"),
         ("retrieval.py", finished, ["--no-such-setting"], "no-such-setting"),
