@@ -55,7 +55,8 @@ class Recipe(BaseSettings):
     mirror: str = "sample"
     """where the photos are: `sample` (built in), a URL, or a folder"""
     work: Path = Path("work")
-    """folder for everything that is made; a run that was stopped goes on from what it holds"""
+    """folder for everything that is made; a run that was stopped goes on from what it holds. A,B: several trained ones,
+    whose embeddings are put side by side; what is made goes to A+B"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: str = Field("", pattern=r"^(\d+:\d+)?$")
@@ -83,6 +84,8 @@ class Recipe(BaseSettings):
     """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
     pooling: Literal["max", "average", "gem"] = "average"
     """how the feature map becomes the embedding; gem: generalized mean with a learned power"""
+    embedding_size: int = Field(0, ge=0)
+    """dimensions of a dense layer with batch normalisation after the pooling, the embedding then; 0: no such layer"""
     image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
     crop: float = Field(0.75, gt=0, le=1)
@@ -96,16 +99,44 @@ class Recipe(BaseSettings):
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
 
+    loss: Literal["softmax", "arcface", "triplet"] = "softmax"
+    """softmax: cross-entropy over the landmarks; arcface: with sub-centres and a margin for each landmark; triplet: the
+    hardest ones of batches of similar landmarks, which need the mirror in a folder"""
+    subcentres: int = Field(3, ge=1)
+    """ArcFace's centres of each landmark; the nearest one counts"""
+    scale: float = Field(16.0, gt=0)
+    """what ArcFace multiplies cosines by"""
+    margin_smallest: float = Field(0.05, ge=0, le=1.5)
+    """ArcFace's margin of the most frequent landmark, in radians"""
+    margin_largest: float = Field(0.5, ge=0, le=1.5)
+    """and of the rarest one"""
+    class_weights: bool = False
+    """let a photo of a landmark with n train photos count by 1 / log(1 + n)"""
+    classes_per_batch: int = Field(12, ge=2)
+    """landmarks in a batch of triplets"""
+    photos_per_class: int = Field(8, ge=2)
+    """photos of each of them"""
+    subspaces: int = Field(20, ge=1)
+    """groups of similar landmarks, found by k-means, that such batches are drawn from"""
+
     epochs: int = Field(8, ge=1)
     """times that every train shard is seen; one shard is one mini-epoch"""
     batch_size: int = Field(32, ge=1)
     """photos in a step"""
     learning_rate: float = Field(3e-4, gt=0)
-    """Adam's learning rate at the start"""
+    """the learning rate at the start, after the warm-up"""
     learning_rate_steps: dict[int, float] = {}
     """learning rate from a mini-epoch on, like 170=1e-4"""
     schedule: Literal["steps", "cosine"] = "cosine"
     """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
+    warm_up: float = Field(0.0, ge=0)
+    """mini-epochs in which the learning rate rises from 0"""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam, or sgd with momentum 0.9"""
+    accumulate: int = Field(1, ge=1)
+    """steps whose gradients are averaged before the weights change"""
+    keep_best: bool = False
+    """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target that is spread over all landmarks"""
     checkpoint_minutes: float = Field(0, ge=0)
@@ -115,12 +146,27 @@ class Recipe(BaseSettings):
 
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
-    recognizer: Literal["head", "neighbours"] = "neighbours"
-    """what names the landmark of a photo: the model's softmax head, or the train photos with the nearest embeddings"""
+    recognizer: Literal["head", "neighbours", "centres"] = "neighbours"
+    """what names the landmark of a photo: the model's head, the train photos with the nearest embeddings, or the
+    nearest mean embedding of a landmark"""
     votes: int = Field(1, ge=1)
     """nearest train photos that vote on the landmark, when neighbours name it"""
     vote_power: float = Field(1.0, gt=0)
     """a vote is the similarity to this power"""
+    vote_all: bool = True
+    """train photos that were not learnt from vote too, but for those of excluded landmarks"""
+    blend: float = Field(0.0, ge=0)
+    """multiply the score by the head's one, where it names the same landmark, to this power; 0: do not"""
+    non_landmarks: str = ""
+    """photos that show no landmark, for the penalty: a file with an id on each line, or `other-half`: for the test
+    photos of one half of the solution those of the other half"""
+    penalty: Literal["none", "published", "winners"] = "none"
+    """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
+    first, the sum of the top 3, then less the mean similarity to the 10 nearest"""
+    most_predicted: int = Field(0, ge=0)
+    """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
+    model_weights: list[float] = []
+    """weights of the embeddings of `--work A,B`; all alike where not given"""
 
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
@@ -128,8 +174,17 @@ class Recipe(BaseSettings):
     """bring the neighbours with the query's predicted landmark nearer"""
     rerank_factor: float = Field(1.5, ge=1)
     """what the distance of such a neighbour is divided by"""
+    rerank_by: Literal["divide", "soft", "insert"] = "divide"
+    """divide: distances by rerank_factor; soft: add what the nearest train photo says for or against; insert: those of
+    the landmark first, the ones that the search missed among them"""
+    rerank_least: float = 0.6
+    """a missed photo is inserted where the scores of its landmark and the query's together are above this"""
     rerank_depth: int = Field(300, ge=1)
     """neighbours that are re-ranked before the best 100 are kept"""
+    query_expansion: int = Field(0, ge=0)
+    """add so many nearest index photos to each query, weighted, and search again; 0: do not"""
+    database_augmentation: int = Field(0, ge=0)
+    """add so many nearest index photos to each index photo before the search; 0: do not"""
 
     @property
     def crop_size(self) -> int:
@@ -150,7 +205,9 @@ class Recipe(BaseSettings):
 # What may differ between two runs in one work folder: it changes neither the model nor the features.
 FREE = {
     "recipe", "work", "time_limit", "shards", "ahead", "strict_md5", "checkpoint_minutes",
-    "recognizer", "votes", "vote_power", "index_parts", "rerank", "rerank_factor", "rerank_depth",
+    "recognizer", "votes", "vote_power", "vote_all", "blend", "non_landmarks", "penalty", "most_predicted",
+    "index_parts", "rerank", "rerank_factor", "rerank_by", "rerank_least", "rerank_depth", "query_expansion",
+    "database_augmentation",
 }  # fmt: skip
 OF_ONE_RUN = {"work", "time_limit", "shards"}  # not kept in the work folder
 
