@@ -62,6 +62,12 @@ class ArcFace(keras.losses.Loss):
 
 
 @register
+def arcface_accuracy(y_true, y_pred):
+    """Whether the largest cosine is the photo's own class, (B,) bool; arguments as `ArcFace` takes them."""
+    return ops.equal(ops.cast(y_true[:, 0], "int32"), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
+
+
+@register
 class BatchHardTriplet(keras.losses.Loss):
     """log(1 + exp(d_ap - d_an)) of each photo's farthest positive and nearest negative in the batch, Euclidean.
 

@@ -82,16 +82,24 @@ class Recipe(BaseSettings):
     """EfficientNetLite0 or the name of any model in keras.applications"""
     weights: str = "imagenet"
     """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
-    pooling: Literal["max", "average", "gem"] = "average"
-    """how the feature map becomes the embedding; gem: generalized mean with a learned power"""
+    pooling: Literal["max", "average", "gem", "flatten"] = "average"
+    """how the feature map becomes the embedding; gem: generalized mean with a learned power; flatten: all of it"""
     embedding_size: int = Field(0, ge=0)
-    """dimensions of a dense layer with batch normalisation after the pooling, the embedding then; 0: no such layer"""
+    """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
+    embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
+    """what follows in that layer"""
+    freeze: int = Field(0, ge=0)
+    """first layers of the backbone that are not trained"""
     image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
     crop: float = Field(0.75, gt=0, le=1)
     """side of the random square that is trained on, as a part of image_size; 1: all. Predictions see the whole photo"""
     flip: bool = True
     """mirror half of the photos while training"""
+    shear: float = Field(0.0, ge=0, le=1)
+    """largest shear while training, as a part of the side"""
+    zoom: float = Field(0.0, ge=0, lt=1)
+    """largest change of size while training, as a part of it"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """share of the embedding that is dropped before the head while training"""
     freeze_batch_norm: bool = True
@@ -119,6 +127,8 @@ class Recipe(BaseSettings):
     subspaces: int = Field(20, ge=1)
     """groups of similar landmarks, found by k-means, that such batches are drawn from"""
 
+    bottleneck_epochs: int = Field(0, ge=0)
+    """epochs that train the layers after the backbone alone, on its features, which are kept on disk; 0: none"""
     epochs: int = Field(8, ge=1)
     """times that every train shard is seen; one shard is one mini-epoch"""
     batch_size: int = Field(32, ge=1)
@@ -159,14 +169,16 @@ class Recipe(BaseSettings):
     """multiply the score by the head's one, where it names the same landmark, to this power; 0: do not"""
     non_landmarks: str = ""
     """photos that show no landmark, for the penalty: a file with an id on each line, or `other-half`: for the test
-    photos of one half of the solution those of the other half"""
+    photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
     penalty: Literal["none", "published", "winners"] = "none"
     """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
-    first, the sum of the top 3, then less the mean similarity to the 10 nearest"""
+    first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
     most_predicted: int = Field(0, ge=0)
     """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
-    model_weights: list[float] = []
-    """weights of the embeddings of `--work A,B`; all alike where not given"""
+    models: list[Path] = []
+    """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
+    model_weights: list[Annotated[float, Field(gt=0)]] = []
+    """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
 
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
@@ -192,10 +204,34 @@ class Recipe(BaseSettings):
         return round(self.crop * self.image_size) if self.crop < 1 else 0
 
     @model_validator(mode="after")
-    def _steps_are_used(self) -> "Recipe":
+    def _fit_together(self) -> "Recipe":
         if self.learning_rate_steps and self.schedule != "steps":
             raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
+        if self.pooling == "flatten" and self.crop < 1:
+            raise ValueError("flatten needs photos of one size: --crop 1")
+        if self.keep_best and not self.validation_shards:
+            raise ValueError("keep_best needs photos to judge by: --validation-shards 1 or more")
         return self
+
+    @model_validator(mode="after")
+    def _can_recognise(self) -> "Recipe":
+        headless = "several models have no head in common" if self.models else "triplets train no head"
+        if (self.models or self.loss == "triplet") and (self.recognizer == "head" or self.blend):
+            raise ValueError(f"{headless}: --recognizer neighbours or centres, and --blend 0")
+        if self.recognizer == "head" and (self.blend or self.penalty != "none"):
+            raise ValueError("--blend and --penalty change similarities: --recognizer neighbours or centres")
+        if self.penalty != "none" and not self.non_landmarks:
+            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: a file of ids, or other-half")
+        if self.non_landmarks and self.penalty == "none":
+            raise ValueError("--non-landmarks is for --penalty published or winners; else give it as ''")
+        if self.model_weights and len(self.model_weights) != len(self.models):
+            raise ValueError(f"{len(self.model_weights)} --model-weights for {len(self.models)} models of --work A,B")
+        return self
+
+    @property
+    def folders(self) -> list[Path]:
+        """The work folders of the models: this one's, or those of several."""
+        return self.models or [self.work]
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
@@ -206,6 +242,7 @@ class Recipe(BaseSettings):
 FREE = {
     "recipe", "work", "time_limit", "shards", "ahead", "strict_md5", "checkpoint_minutes",
     "recognizer", "votes", "vote_power", "vote_all", "blend", "non_landmarks", "penalty", "most_predicted",
+    "models", "model_weights",
     "index_parts", "rerank", "rerank_factor", "rerank_by", "rerank_least", "rerank_depth", "query_expansion",
     "database_augmentation",
 }  # fmt: skip
@@ -222,9 +259,15 @@ def load(arguments: list[str]) -> Recipe:
         given = CliSettingsSource(Recipe, cli_parse_args=arguments)()
     except SettingsError as error:
         raise InputError(_explain_arguments(str(error))) from error
+    folders = str(given.get("work", "work")).split(",")
+    if len(folders) > 1:
+        given["models"] = [str(Path(folder).resolve()) for folder in folders]
+        given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).name for folder in given["models"]))
     if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
         given["mirror"] = str(Path(given["mirror"]).resolve())
     kept = Path(given.get("work", "work")) / "recipe.toml"
+    if not kept.exists() and "models" in given:  # the first one's settings hold for all together
+        kept = Path(given["models"][0]) / "recipe.toml"
     base = kept if kept.exists() and "recipe" not in given else _find(given.get("recipe", "small"))
     recipe = _validated({**_read(base), **given}, base)
     if kept.exists():
@@ -235,7 +278,18 @@ def load(arguments: list[str]) -> Recipe:
                 f"{name} = {getattr(before, name)}, now {getattr(recipe, name)}" for name in sorted(changed)
             )
             raise InputError(f"{kept.parent} was begun with {was}; give these as they were, or another --work")
+    for folder in recipe.models:
+        photos = [(one.mirror, one.mirror == "sample" and one.seed) for one in (recipe, of(folder))]
+        if photos[0] != photos[1]:
+            raise InputError(f"{folder} was trained on {photos[1][0]}, {recipe.models[0]} on another mirror or sample")
     return recipe
+
+
+def of(folder: Path) -> Recipe:
+    """The settings that a finished work folder keeps. Raises InputError unless there is a trained model."""
+    if absent := [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]:
+        raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {folder} first")
+    return _validated({**_read(folder / "recipe.toml"), "work": folder}, folder / "recipe.toml")
 
 
 def keep(recipe: Recipe) -> None:

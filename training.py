@@ -4,6 +4,7 @@ import json
 import math
 import time
 import zipfile
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -11,14 +12,19 @@ import pandas as pd
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
-import metrics
 import model as models
+import triplets
 from command import InputError, Stopped, check_stop
 from files import whole
 from generators import Batches, record_skipped, shuffled
-from losses import SmoothedCrossentropy
+from losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from mirror import Mirror
+from random_access import RandomAccess
 from recipe import Recipe
+from shards import FolderShard, TarShard
+from validation import Validation
+
+BEST = "nearest_photo_gap"  # what `keep_best` goes by
 
 
 def select_classes(train: pd.DataFrame, min_images: int, exclude: list[int]) -> np.ndarray:
@@ -37,13 +43,14 @@ def select_classes(train: pd.DataFrame, min_images: int, exclude: list[int]) -> 
 
 
 def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.ndarray) -> keras.Model:
-    """Train on the mirror's train shards, one a mini-epoch, from the checkpoint in the work folder if there is one.
+    """Train on the mirror's train shards, from the checkpoint in the work folder if there is one.
 
+    A mini-epoch is one shard; with triplets it is one pass over all photos, in batches of similar landmarks.
     The last `validation_shards` shards are held out. Photos that are not in `photos` (`id`, `landmark_id`), or whose
     landmark is not in `landmarks` (classes,), are passed over.
 
     Raises:
-        InputError: too few shards, or the checkpoint does not load.
+        InputError: too few shards, the checkpoint does not load, or triplets are to be drawn from a mirror at a URL.
         Stopped: this run is asked to end; a checkpoint is written first.
     """
     names = mirror.shard_names("train")
@@ -57,14 +64,14 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
     photos = photos[photos["landmark_id"].isin(landmarks)]
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
 
-    run = _Run(recipe, len(landmarks), total=recipe.epochs * len(names))
-    validation = _Validation(recipe, mirror, held_out, classes)
-    order = [names[i] for epoch in range(recipe.epochs) for i in shuffled(len(names), recipe.seed, epoch)]
+    draw = triplets.mini_epochs if recipe.loss == "triplet" else stream
+    run = _Run(recipe, classes, total=recipe.epochs * (1 if recipe.loss == "triplet" else len(names)))
+    validation = Validation(recipe, mirror, held_out, classes)
     logs = Writer(str(recipe.work / "logs"))
-    bar = tqdm(order, "training", initial=len(run.history), unit=" mini-epochs")
+    bar = tqdm(total=run.total, desc="training", initial=len(run.history), unit=" mini-epochs")
     try:
-        for shard in mirror.stream("train", order[len(run.history) :]):
-            row = run.mini_epoch(shard, classes) | validation.scores(run.model)
+        for shard, ids in draw(recipe, mirror, names, classes, run.model, len(run.history)):
+            row = run.mini_epoch(shard, ids) | validation.scores(run.model)
             run.finish_mini_epoch(row)
             figures = {name: value for name, value in row.items() if isinstance(value, float)}
             for name, value in figures.items():
@@ -78,16 +85,32 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
     finally:
         bar.close()
         logs.close()
-    return run.model
+    return models.load(run.best) if recipe.keep_best else run.model
+
+
+def stream(
+    recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series, _model: keras.Model, done: int
+) -> Iterator[tuple[TarShard | FolderShard, list[str]]]:
+    """Shard after shard and, in the order of training, its photos that have a class; the first `done` are left out."""
+    order = [names[i] for epoch in range(recipe.epochs) for i in shuffled(len(names), recipe.seed, epoch)]
+    for number, shard in enumerate(mirror.stream("train", order[done:]), done):
+        ids = [identity for identity in shard.ids if identity in classes.index]
+        ids = [ids[i] for i in shuffled(len(ids), recipe.seed, number)]
+        # Filled up with the first photos, so that every batch has one shape: JAX compiles anew for each.
+        steps = -(-len(ids) // recipe.batch_size)
+        yield shard, np.resize(ids, steps * recipe.batch_size).tolist() if ids else []
 
 
 def learning_rate(recipe: Recipe, mini_epochs: float, total: int) -> float:
-    """Adam's learning rate after so many mini-epochs of `total`; a fraction counts the steps of the one in hand.
+    """The learning rate after so many mini-epochs of `total`; a fraction counts the steps of the one in hand.
 
-    Cosine: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
+    After the linear warm-up, cosine: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
     """
+    if mini_epochs < recipe.warm_up:
+        return recipe.learning_rate * mini_epochs / recipe.warm_up
     if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + math.cos(math.pi * mini_epochs / total)) / 2
+        part = (mini_epochs - recipe.warm_up) / (total - recipe.warm_up)
+        return recipe.learning_rate * (1 + math.cos(math.pi * part)) / 2
     reached = [step for step in recipe.learning_rate_steps if step <= mini_epochs]
     return recipe.learning_rate_steps[max(reached)] if reached else recipe.learning_rate
 
@@ -98,10 +121,13 @@ class _Run:
     The order of shards and photos follows from the seed and the mini-epoch's number alone.
     """
 
-    def __init__(self, recipe: Recipe, classes: int, total: int):
+    def __init__(self, recipe: Recipe, classes: pd.Series, total: int):
         self.recipe = recipe
+        self.classes = classes
         self.total = total
+        self.counts = np.bincount(classes)
         self.checkpoint = recipe.work / "checkpoint.keras"
+        self.best = recipe.work / "best.keras"
         self.history: list[dict] = []  # a row for each finished mini-epoch
         self.step = 0  # finished steps of the mini-epoch in hand
         self.saved_at = time.monotonic()
@@ -112,32 +138,35 @@ class _Run:
             self.history, self.step = progress["history"], progress["step"]
             print(f"going on after mini-epoch {len(self.history)} of {total}, step {self.step}")
         else:
-            self.model = models.build_model(classes, **{name: getattr(recipe, name) for name in models.SETTINGS})
+            settings = {name: getattr(recipe, name) for name in models.SETTINGS}
+            self.model = models.build_model(len(self.counts), **settings)
             self.model.compile(
-                keras.optimizers.Adam(recipe.learning_rate),
-                SmoothedCrossentropy(recipe.label_smoothing),
-                metrics=["accuracy"],
+                _optimizer(recipe),
+                _loss(recipe),
+                metrics={"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[recipe.loss],
                 # XLA compiles for minutes on a CPU and wins nothing there; JAX needs it.
                 jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
             )
+        self.margins = class_margins(self.counts, recipe.margin_smallest, recipe.margin_largest)
+        weights = 1 / np.log1p(self.counts) if recipe.class_weights else np.ones(len(self.counts))
+        self.weights = weights / np.average(weights, weights=self.counts)
 
-    def mini_epoch(self, shard, classes: pd.Series) -> dict:
-        """Train on the shard's photos that have a class; the row for the history. Raises Stopped between two steps."""
+    def mini_epoch(self, shard: TarShard | FolderShard | RandomAccess, ids: list[str]) -> dict:
+        """Train on these photos, in this order; the row for the history. Raises Stopped between two steps."""
         number = len(self.history)
-        ids = [identity for identity in shard.ids if identity in classes.index]
-        ids = [ids[i] for i in shuffled(len(ids), self.recipe.seed, number)]
-        # Filled up with the first photos, so that every batch has one shape: JAX compiles anew for each.
-        steps = -(-len(ids) // self.recipe.batch_size)
-        ids = np.resize(ids, steps * self.recipe.batch_size).tolist() if ids else []
-        batches = Batches(shard, ids, self.recipe.image_size, self.recipe.batch_size, first=self.step)
+        size = triplets.batch_size(self.recipe) if self.recipe.loss == "triplet" else self.recipe.batch_size
+        steps = -(-len(ids) // size)
+        batches = Batches(shard, ids, self.recipe.image_size, size, first=self.step)
         logs: list[dict] = []
         began = time.monotonic()
         for photo_ids, photos in tqdm(batches, shard.name, unit=" steps", leave=False):
             check_stop()
+            if self.recipe.loss == "triplet" and self.step == 0:
+                triplets.log_batch(self.recipe, photos, number + 1)
             rate = learning_rate(self.recipe, number + self.step / steps, self.total)
             self.model.optimizer.learning_rate.assign(rate)
             self.model.reset_metrics()  # Keras versions differ in whether they do it
-            logs.append(self.model.train_on_batch(photos, classes[photo_ids].to_numpy(), return_dict=True))
+            logs.append(self._train(photos, self.classes[photo_ids].to_numpy()))
             if not math.isfinite(logs[-1]["loss"]):
                 raise InputError(
                     f"the loss is {logs[-1]['loss']} in mini-epoch {number + 1}, step {self.step + 1}: lower "
@@ -152,12 +181,21 @@ class _Run:
         record_skipped(self.recipe.work, "train", shard, batches.unreadable)
         row = {"mini_epoch": number + 1, "shard": shard.name, "photos": len(ids) - len(batches.unreadable)}
         if logs:
-            speed = len(logs) * self.recipe.batch_size / (time.monotonic() - began)
-            means = {name: float(np.mean([step[name] for step in logs])) for name in ("loss", "accuracy")}
+            speed = len(logs) * size / (time.monotonic() - began)
+            means = {name: float(np.mean([step[name] for step in logs])) for name in logs[0]}
             row |= {**means, "learning_rate": rate, "photos_per_second": speed}
         return row
 
+    def _train(self, photos: np.ndarray, classes: np.ndarray) -> dict:
+        targets = classes
+        if self.recipe.loss == "arcface":
+            targets = np.stack([classes, self.margins[classes]], axis=1).astype("float32")
+        weights = self.weights[classes] if self.recipe.class_weights else None
+        return self.model.train_on_batch(photos, targets, weights, return_dict=True)
+
     def finish_mini_epoch(self, row: dict) -> None:
+        if self.recipe.keep_best and row[BEST] > max((old[BEST] for old in self.history), default=-1):
+            models.save(self.model, self.best)
         self.history.append(row)
         self.step = 0
         if not self.recipe.checkpoint_minutes or len(self.history) == self.total:
@@ -174,37 +212,14 @@ class _Run:
         self.saved_at = time.monotonic()
 
 
-class _Validation:
-    """Photos of the held-out shards, of landmarks that are learnt, in memory: uint8, 400 MB for 2,048 of 256 px."""
+def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+    accumulate = recipe.accumulate if recipe.accumulate > 1 else None
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(recipe.learning_rate, momentum=0.9, gradient_accumulation_steps=accumulate)
+    return keras.optimizers.Adam(recipe.learning_rate, gradient_accumulation_steps=accumulate)
 
-    def __init__(self, recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series):
-        self.batch_size = recipe.batch_size
-        self.batches: list[np.ndarray] = []
-        ids: list[str] = []
-        for shard in mirror.stream("train", names):
-            room = recipe.validation_images - len(ids)
-            wanted = [identity for identity in shard.ids if identity in classes.index][:room]
-            for some_ids, photos in Batches(shard, wanted, recipe.image_size, recipe.batch_size):
-                ids += some_ids
-                self.batches.append(photos)
-                check_stop()
-            if len(ids) == recipe.validation_images:
-                break
-        self.solution = {identity: [int(classes[identity])] for identity in ids}
-        self.predictor: keras.Model | None = None
 
-    def scores(self, model: keras.Model) -> dict:
-        """`validation_accuracy` and `validation_gap`: on landmarks only, so GAP is far above the test set's."""
-        if not self.solution:
-            return {}
-        self.predictor = self.predictor or models.predictor(model)
-        outputs = []
-        for photos in self.batches:
-            check_stop()
-            outputs.append(models.predict(self.predictor, photos, self.batch_size))
-        landmark, score = (np.concatenate([output[name] for output in outputs]) for name in ("landmark", "score"))
-        predictions = dict(zip(self.solution, zip(landmark.tolist(), score.tolist(), strict=True), strict=True))
-        return {
-            "validation_accuracy": metrics.top1_accuracy(predictions, self.solution),
-            "validation_gap": metrics.gap(predictions, self.solution),
-        }
+def _loss(recipe: Recipe) -> keras.losses.Loss:
+    if recipe.loss == "arcface":
+        return ArcFace(recipe.scale)
+    return BatchHardTriplet() if recipe.loss == "triplet" else SmoothedCrossentropy(recipe.label_smoothing)

@@ -173,3 +173,36 @@ def test_a_model_with_code_inside_is_not_loaded(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(InputError, match="model.keras is not a model"):
         models.load(tmp_path / "model.keras")
+
+
+def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
+    head = models.CosineHead(classes=4, centres=3)
+    embeddings = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    found = ops.convert_to_numpy(head(embeddings))
+    centres = ops.convert_to_numpy(head.kernel).reshape(6, 3, 4)
+    for row, embedding in enumerate(embeddings):
+        for landmark in range(4):
+            cosines = [
+                embedding @ centre / np.linalg.norm(embedding) / np.linalg.norm(centre)
+                for centre in centres[:, :, landmark].T
+            ]
+            assert found[row, landmark] == pytest.approx(max(cosines), abs=1e-6)
+
+
+def test_an_arcface_model_gives_cosines_and_its_embedding():
+    model = models.build_model(**SMALL, loss="arcface", embedding_size=16)
+    assert model.get_layer("embedding").output.shape == (None, 16)
+    found = models.predict(models.predictor(model), photos(), 4)
+    cosines = ops.convert_to_numpy(model(photos()))
+    assert (np.abs(cosines) <= 1 + 1e-6).all()
+    np.testing.assert_array_equal(found["landmark"], cosines.argmax(axis=1))
+    np.testing.assert_allclose(found["score"], cosines.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, atol=1e-5)
+
+
+def test_a_triplet_model_has_embeddings_alone(tmp_path):
+    model = models.build_model(**SMALL, loss="triplet", embedding_size=16)
+    models.save(model, tmp_path / "model.keras")
+    found = models.predict(models.predictor(models.load(tmp_path / "model.keras")), photos(), 4)
+    assert list(found) == ["embedding"]
+    np.testing.assert_allclose(found["embedding"], ops.convert_to_numpy(model(photos())), atol=1e-5)

@@ -37,6 +37,12 @@ def test_cosine_falls_from_the_first_rate_to_zero():
     assert learning_rate(recipe, 10, 10) == pytest.approx(0)
 
 
+def test_the_rate_rises_to_its_start_and_then_falls():
+    recipe = Recipe(schedule="cosine", learning_rate=0.1, warm_up=2)
+    rates = [learning_rate(recipe, mini_epochs, 10) for mini_epochs in (0, 1, 1.5, 2, 6, 10)]
+    assert rates == pytest.approx([0, 0.05, 0.075, 0.1, 0.05, 0])
+
+
 @pytest.fixture
 def recipe(tiny_mirror, tmp_path):
     return load(
@@ -62,8 +68,9 @@ class Model:
     def reset_metrics(self):
         pass
 
-    def train_on_batch(self, photos, classes, return_dict):
-        self.seen += zip(photos[:, 0, 0, 0].tolist(), classes.tolist(), strict=True)
+    def train_on_batch(self, photos, targets, weights, return_dict):
+        self.seen += zip(photos[:, 0, 0, 0].tolist(), targets.tolist(), strict=True)
+        self.weights = weights
         return {"loss": self.losses.pop(0) if self.losses else 1.0, "accuracy": 0.5}
 
 
@@ -94,16 +101,31 @@ def run(recipe, monkeypatch):
                 yield part, np.array([int(photo) for photo in part]).reshape(-1, 1, 1, 1)
 
     monkeypatch.setattr(training, "Batches", Batches)
-    return training._Run(recipe, classes=2, total=4)
+    return training._Run(recipe, CLASSES, total=4)
 
 
 CLASSES = pd.Series({f"{number}": number % 2 for number in range(8)})
+IDS = [f"{number}" for number in (3, 1, 4, 0, 5, 2, 6, 7, 3)]
 SHARD = Shard([f"{number}" for number in range(10)])  # 8 and 9 have no class
 
 
-def test_a_mini_epoch_sees_every_photo_with_a_class_and_fills_up_the_last_batch(run):
-    row = run.mini_epoch(SHARD, CLASSES)
-    assert len(run.model.seen) == 9
+def test_streaming_yields_every_photo_with_a_class_and_fills_up_the_last_batch(recipe):
+    class Mirror:
+        def stream(self, split, names):
+            return iter([SHARD] * len(names))
+
+    recipe = recipe.model_copy(update={"epochs": 2})
+    (_, first), (_, second) = training.stream(recipe, Mirror(), ["images_000"], CLASSES, None, 0)
+    assert len(first) == len(second) == 9 and set(first) == set(second) == set(CLASSES.index)
+    assert first != second
+    assert [ids for _, ids in training.stream(recipe, Mirror(), ["images_000"], CLASSES, None, 1)] == [second]
+    without = training.stream(recipe, Mirror(), ["images_000"], CLASSES[:0], None, 1)
+    assert [ids for _, ids in without] == [[]]
+
+
+def test_a_mini_epoch_trains_on_its_photos_with_a_falling_rate(run):
+    row = run.mini_epoch(SHARD, IDS)
+    assert [int(photo) for photo, _ in run.model.seen] == [int(photo) for photo in IDS]
     assert set(run.model.seen) == {(number, number % 2) for number in range(8)}
     assert row["photos"] == 9
     assert (row["loss"], row["accuracy"]) == (1.0, 0.5)
@@ -111,22 +133,43 @@ def test_a_mini_epoch_sees_every_photo_with_a_class_and_fills_up_the_last_batch(
 
 
 def test_a_resumed_mini_epoch_sees_the_rest_alone(run, recipe, monkeypatch):
-    run.mini_epoch(SHARD, CLASSES)
-    again = training._Run(recipe, classes=2, total=4)
+    run.mini_epoch(SHARD, IDS)
+    again = training._Run(recipe, CLASSES, total=4)
     again.step = 1
-    again.mini_epoch(SHARD, CLASSES)
+    again.mini_epoch(SHARD, IDS)
     assert again.model.seen == run.model.seen[3:]
 
 
 def test_a_shard_without_a_class_is_passed_over(run):
-    assert run.mini_epoch(Shard(["8", "9"]), CLASSES)["photos"] == 0
+    assert run.mini_epoch(Shard(["8", "9"]), [])["photos"] == 0
     assert run.model.seen == []
 
 
 def test_a_diverged_loss_is_one_clear_line(run):
     run.model.losses = [1.0, math.nan]
     with pytest.raises(InputError, match="loss is nan in mini-epoch 1, step 2.*--learning-rate"):
-        run.mini_epoch(SHARD, CLASSES)
+        run.mini_epoch(SHARD, IDS)
+
+
+def test_arcface_gets_the_margin_of_each_class_and_weights_on_request(run, recipe):
+    classes = pd.Series({"0": 0, "1": 1, "2": 1, "3": 1})  # one photo of class 0, three of class 1
+    settings = {"loss": "arcface", "margin_smallest": 0.1, "margin_largest": 0.4, "class_weights": True}
+    run = training._Run(recipe.model_copy(update=settings), classes, total=4)
+    run.mini_epoch(SHARD, ["0", "1"])
+    assert run.model.seen == [(0, [0, pytest.approx(0.4)]), (1, [1, pytest.approx(0.1)])]
+    rare, frequent = run.model.weights
+    assert rare / frequent == pytest.approx(math.log(4) / math.log(2))
+    assert (rare + 3 * frequent) / 4 == pytest.approx(1)
+
+
+def test_the_best_mini_epoch_is_kept(run, recipe, monkeypatch):
+    saved = []
+    monkeypatch.setattr(training.models, "save", lambda _, path: saved.append((path.name, run.history[-1:])))
+    monkeypatch.setattr(run, "save", lambda: None)
+    run.recipe = recipe.model_copy(update={"keep_best": True})
+    for number, gap in enumerate([0.5, 0.7, 0.6, 0.7]):
+        run.finish_mini_epoch({"mini_epoch": number, "nearest_photo_gap": gap})
+    assert saved == [("best.keras", []), ("best.keras", [{"mini_epoch": 0, "nearest_photo_gap": 0.5}])]
 
 
 def test_at_least_one_shard_is_left_to_train_on(recipe):

@@ -1,0 +1,101 @@
+"""Mini-epochs of P x K batches, each of photos of similar landmarks, drawn from a mirror in a folder.
+
+Hard triplets are among look-alikes: landmarks are grouped into subspaces by k-means of their mean embeddings under the
+net that training starts from, and every batch comes from one of them.
+"""
+
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+import model as models
+from command import check_stop
+from files import whole
+from generators import Batches
+from mirror import Mirror
+from random_access import RandomAccess
+from recipe import Recipe
+from sampling import epoch_batches, find_subspaces
+
+CLASSES_A_FILE = 1024
+
+
+def batch_size(recipe: Recipe) -> int:
+    """Photos in a batch of triplets."""
+    return recipe.classes_per_batch * recipe.photos_per_class
+
+
+def mini_epochs(
+    recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series, model: keras.Model, done: int
+) -> Iterator[tuple[RandomAccess, list[str]]]:
+    """For each epoch after the first `done`: the photos of these shards, and their ids batch after batch.
+
+    `classes` are the classes by photo id; `model` is as training starts if the centres of the classes are not in the
+    work folder yet. Raises InputError for a mirror at a URL.
+    """
+    photos = RandomAccess(mirror, "train", names, classes.index, recipe.image_size)
+    try:
+        there = classes[photos.ids]
+        by_class = [ids.tolist() for _, ids in there.index.to_series().groupby(there.to_numpy())]
+        centres = class_centres(recipe, photos, by_class, model, recipe.work / "centres")
+        subspaces = find_subspaces(centres, recipe.subspaces, recipe.classes_per_batch, recipe.seed)
+        for epoch in range(done, recipe.epochs):
+            batches = epoch_batches(
+                by_class, subspaces, recipe.classes_per_batch, recipe.photos_per_class, recipe.seed, epoch
+            )
+            yield photos, [identity for batch in batches for identity in batch]
+    finally:
+        photos.close()
+
+
+def class_centres(
+    recipe: Recipe, photos: RandomAccess, by_class: list[list[str]], model: keras.Model, folder: Path
+) -> np.ndarray:
+    """The mean embedding of each class, (classes, D) float32: of its first `photos_per_class` photos.
+
+    The embedding is the backbone's pooled feature map, since a dense layer is still random at the start. 1,024 classes
+    make a file in `folder`; those that are there are kept, so an interrupted run goes on.
+    """
+    pooled = model.get_layer("pooling" if recipe.embedding_size else "embedding").output
+    embed = keras.Model(model.input, {"embedding": models.unit(pooled)})
+    files = []
+    for begin in tqdm(range(0, len(by_class), CLASSES_A_FILE), "class centres", unit=" files"):
+        files.append(folder / f"{begin:06d}.npy")
+        if files[-1].exists():
+            continue
+        group = [ids[: recipe.photos_per_class] for ids in by_class[begin : begin + CLASSES_A_FILE]]
+        class_of = {identity: number for number, ids in enumerate(group) for identity in ids}
+        centres = np.zeros((len(group), pooled.shape[-1]), "float32")
+        for ids, images in Batches(photos, list(class_of), recipe.image_size, recipe.batch_size):
+            check_stop()
+            embeddings = models.predict(embed, images, recipe.batch_size)["embedding"]
+            np.add.at(centres, [class_of[identity] for identity in ids], embeddings)
+        with whole(files[-1]) as part:
+            np.save(part, centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12))
+    return np.concatenate([np.load(path) for path in files])
+
+
+def log_batch(recipe: Recipe, photos: np.ndarray, mini_epoch: int) -> None:
+    """Write a batch (P * K, H, W, 3) uint8 to the TensorBoard logs: a row for each landmark."""
+    side = min(recipe.image_size, 96)
+    sheet = Image.new("RGB", (recipe.photos_per_class * side, -(-len(photos) // recipe.photos_per_class) * side))
+    for number, photo in enumerate(photos):
+        row, column = divmod(number, recipe.photos_per_class)
+        sheet.paste(Image.fromarray(photo).resize((side, side)), (column * side, row * side))
+    encoded = BytesIO()
+    sheet.save(encoded, "JPEG")
+    image = Summary.Image(width=sheet.width, height=sheet.height, colorspace=3, encoded_image_string=encoded.getvalue())
+    logs = EventFileWriter(str(recipe.work / "logs"))
+    summary = Summary(value=[Summary.Value(tag="batch", image=image)])
+    logs.add_event(Event(wall_time=time.time(), step=mini_epoch, summary=summary))
+    logs.close()
