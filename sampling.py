@@ -62,7 +62,7 @@ def epoch_batches(
 
     Every photo comes at least once. The photos of a class come permutation after permutation; K of them in a batch are
     all different, unless the class has fewer. Batches of all subspaces are shuffled, and follow from the arguments
-    alone. 81,313 classes of 1.55 million photos, up to 6,000 a class, took 8 s and 100 MB on one core.
+    alone. 81,313 classes of 1.55 million photos, up to 6,000 a class, take 8 s and 100 MB.
 
     Args:
         photos_by_class: the ids of each class, at least one; a class's place is its number in `subspaces`.

@@ -53,7 +53,8 @@ def test_the_head_and_the_neighbours_are_scored(held_out):
     assert scores["validation_accuracy"] == pytest.approx(5 / 7)  # d and g are taken for class 1
     # by falling score d is wrong, then a, b, c, e, f right, g wrong
     assert scores["validation_gap"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4 + 4 / 5 + 5 / 6) / 7)
-    # nearest database photos: b (50) c (10) by 40, where e (80) is at 30, so wrong; d (92) e by 12: wrong; f (70) e: right
+    # nearest database photos: b (50) has e (80) by 30, where its c (10) is 40 off, so wrong; d (92) has e by 12: wrong;
+    # f (70) has e: right
     assert scores["nearest_photo_accuracy"] == pytest.approx(1 / 3)
     assert scores["nearest_photo_gap"] == pytest.approx(1 / 3)  # f, 10 away, comes first
     # the centre of class 0, a and c, is at 5: nothing changes but by how much
