@@ -56,6 +56,14 @@ class RandomCropFlip(layers.Layer):
 
 
 @register
+class RandomShear(layers.RandomShear):
+    """Keras' own, which cannot load the settings that it saves (https://github.com/keras-team/keras/issues/21110)."""
+
+    def get_config(self):
+        return {**super().get_config(), "x_factor": self.x_factor[1], "y_factor": self.y_factor[1]}
+
+
+@register
 class Normalization(layers.Layer):
     """The input that a backbone was pretrained on: `scale` * RGB (or BGR) in 0..255 + `offset`, per channel."""
 
@@ -186,7 +194,7 @@ def build_model(
     photos = keras.Input((side, side, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(crop_size, flip, seed, name="augmentation")(photos)
     if shear:
-        x = layers.RandomShear(shear, shear, fill_mode="nearest", seed=seed)(ops.cast(x, "float32"))
+        x = RandomShear(shear, shear, fill_mode="nearest", seed=seed)(ops.cast(x, "float32"))
     if zoom:
         x = layers.RandomZoom(zoom, fill_mode="nearest", seed=seed)(ops.cast(x, "float32"))
     x = Normalization.like(preprocess_input, name="normalization")(x)

@@ -209,6 +209,13 @@ class Recipe(BaseSettings):
             raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
         if self.pooling == "flatten" and self.crop < 1:
             raise ValueError("flatten needs photos of one size: --crop 1")
+        if self.work.resolve() == RECIPES.parent / "bottleneck":
+            # Its import fails then, in every script: it looks for its optional package of this name.
+            raise ValueError(
+                "pandas would take the folder `bottleneck` beside the scripts for a package: another --work"
+            )
+        if self.bottleneck_epochs and self.loss == "triplet":
+            raise ValueError("bottleneck_epochs train a head: --loss softmax or arcface")
         if self.keep_best and not self.validation_shards:
             raise ValueError("keep_best needs photos to judge by: --validation-shards 1 or more")
         return self

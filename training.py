@@ -4,15 +4,17 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
 import pandas as pd
+from keras import ops
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
 import model as models
+import transfer
 import triplets
 from command import InputError, Stopped, check_stop
 from files import whole
@@ -47,7 +49,8 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
 
     A mini-epoch is one shard; with triplets it is one pass over all photos, in batches of similar landmarks.
     The last `validation_shards` shards are held out. Photos that are not in `photos` (`id`, `landmark_id`), or whose
-    landmark is not in `landmarks` (classes,), are passed over.
+    landmark is not in `landmarks` (classes,), are passed over. With `bottleneck_epochs` the top learns before, so that
+    no backbone is trained under a random top.
 
     Raises:
         InputError: too few shards, the checkpoint does not load, or triplets are to be drawn from a mirror at a URL.
@@ -67,25 +70,25 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
     draw = triplets.mini_epochs if recipe.loss == "triplet" else stream
     run = _Run(recipe, classes, total=recipe.epochs * (1 if recipe.loss == "triplet" else len(names)))
     validation = Validation(recipe, mirror, held_out, classes)
-    logs = Writer(str(recipe.work / "logs"))
-    bar = tqdm(total=run.total, desc="training", initial=len(run.history), unit=" mini-epochs")
-    try:
-        for shard, ids in draw(recipe, mirror, names, classes, run.model, len(run.history)):
-            row = run.mini_epoch(shard, ids) | validation.scores(run.model)
-            run.finish_mini_epoch(row)
-            figures = {name: value for name, value in row.items() if isinstance(value, float)}
-            for name, value in figures.items():
-                logs.add_scalar(name, value, len(run.history))
-            logs.flush()
-            bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            bar.update()
-    except Stopped:
-        run.save()
-        raise
-    finally:
-        bar.close()
-        logs.close()
+    if recipe.bottleneck_epochs:
+        if not run.checkpoint.exists():
+            _train_top(recipe, mirror, names, classes, run.model)
+            run.save()  # which tells that this stage is done
+            scores = validation.scores(run.model)
+            print("the top is trained:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+        transfer.clear(recipe)
+    run.train(draw(recipe, mirror, names, classes, run.model, len(run.history)), validation.scores)
     return models.load(run.best) if recipe.keep_best else run.model
+
+
+def _train_top(recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series, model: keras.Model) -> None:
+    backbone, top = transfer.divide(recipe, model)
+    transfer.write_features(recipe, mirror, names, classes, backbone)
+    stage = transfer.stage(recipe)
+    run = _Run(stage, classes, stage.epochs * len(names), top, transfer.FeatureBatches)
+    shards = transfer.FeatureShards(stage.work, backbone.output["features"].shape[1:])
+    run.train(stream(stage, shards, names, classes, top, len(run.history)), lambda _: {})
+    top.set_weights(run.model.get_weights())
 
 
 def stream(
@@ -121,9 +124,18 @@ class _Run:
     The order of shards and photos follows from the seed and the mini-epoch's number alone.
     """
 
-    def __init__(self, recipe: Recipe, classes: pd.Series, total: int):
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: pd.Series,
+        total: int,
+        model: keras.Model | None = None,
+        batches: type[Batches] | None = None,
+    ):
+        """`model` and what it takes in `batches`: the whole one and photos, unless they are given."""
         self.recipe = recipe
         self.classes = classes
+        self.batches = batches or Batches
         self.total = total
         self.counts = np.bincount(classes)
         self.checkpoint = recipe.work / "checkpoint.keras"
@@ -136,10 +148,12 @@ class _Run:
             with zipfile.ZipFile(self.checkpoint) as archive:
                 progress = json.loads(archive.read("progress.json"))
             self.history, self.step = progress["history"], progress["step"]
+            for seeds, state in zip(self._seeds(), progress["seeds"], strict=True):
+                seeds.assign(state)
             print(f"going on after mini-epoch {len(self.history)} of {total}, step {self.step}")
         else:
             settings = {name: getattr(recipe, name) for name in models.SETTINGS}
-            self.model = models.build_model(len(self.counts), **settings)
+            self.model = model or models.build_model(len(self.counts), **settings)
             self.model.compile(
                 _optimizer(recipe),
                 _loss(recipe),
@@ -151,12 +165,36 @@ class _Run:
         weights = 1 / np.log1p(self.counts) if recipe.class_weights else np.ones(len(self.counts))
         self.weights = weights / np.average(weights, weights=self.counts)
 
+    def train(self, mini_epochs: Iterable[tuple], scores: Callable[[keras.Model], dict]) -> None:
+        """Go through shards and their photos; a row for the history gets the model's `scores` after each of them.
+
+        When this run is asked to end, write a checkpoint and raise Stopped.
+        """
+        logs = Writer(str(self.recipe.work / "logs"))
+        bar = tqdm(total=self.total, desc=f"train {self.model.name}", initial=len(self.history), unit=" mini-epochs")
+        try:
+            for shard, ids in mini_epochs:
+                row = self.mini_epoch(shard, ids) | scores(self.model)
+                self.finish_mini_epoch(row)
+                figures = {name: value for name, value in row.items() if isinstance(value, float)}
+                for name, value in figures.items():
+                    logs.add_scalar(name, value, len(self.history))
+                logs.flush()
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                bar.update()
+        except Stopped:
+            self.save()
+            raise
+        finally:
+            bar.close()
+            logs.close()
+
     def mini_epoch(self, shard: TarShard | FolderShard | RandomAccess, ids: list[str]) -> dict:
         """Train on these photos, in this order; the row for the history. Raises Stopped between two steps."""
         number = len(self.history)
         size = triplets.batch_size(self.recipe) if self.recipe.loss == "triplet" else self.recipe.batch_size
         steps = -(-len(ids) // size)
-        batches = Batches(shard, ids, self.recipe.image_size, size, first=self.step)
+        batches = self.batches(shard, ids, self.recipe.image_size, size, first=self.step)
         logs: list[dict] = []
         began = time.monotonic()
         for photo_ids, photos in tqdm(batches, shard.name, unit=" steps", leave=False):
@@ -201,12 +239,20 @@ class _Run:
         if not self.recipe.checkpoint_minutes or len(self.history) == self.total:
             self.save()
 
+    def _seeds(self) -> list[keras.Variable]:
+        """Where the model's random generators stand: a saved model leaves it out."""
+        return [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
+
     def save(self) -> None:
         """Write the checkpoint, and the history as `training.csv`."""
+        if not self.model.optimizer.built:  # before its first step: it would not load
+            self.model.optimizer.build(self.model.trainable_variables)
         with whole(self.checkpoint) as part:
             self.model.save(part)
             with zipfile.ZipFile(part, "a") as archive:
-                archive.writestr("progress.json", json.dumps({"history": self.history, "step": self.step}))
+                seeds = [ops.convert_to_numpy(state).tolist() for state in self._seeds()]
+                progress = {"history": self.history, "step": self.step, "seeds": seeds}
+                archive.writestr("progress.json", json.dumps(progress))
         with whole(self.recipe.work / "training.csv") as part:
             pd.DataFrame(self.history).to_csv(part, index=False)
         self.saved_at = time.monotonic()

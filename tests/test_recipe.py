@@ -56,6 +56,14 @@ WRONG = [
     (["--recipe", "nonesuch"], "nonesuch.*small"),
     (["--learning-rate-steps", "x"], "learning"),
     (["stray"], "stray"),
+    (["--penalty", "published"], "--penalty published needs --non-landmarks"),
+    (["--non-landmarks", "ids.txt"], "--non-landmarks is for --penalty"),
+    (["--loss", "triplet", "--recognizer", "head"], "triplets train no head: --recognizer neighbours"),
+    (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
+    (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
+    (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
+    (["--model-weights", "1,2"], "2 --model-weights for 0 models"),
+    (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
 
 
@@ -83,6 +91,57 @@ def test_the_work_folder_remembers_its_settings(tmp_path):
         load(["--work", str(tmp_path), "--backbone", "VGG16"])
     with pytest.raises(InputError, match="image_size = 224, now 256"):
         load(["--work", str(tmp_path), "--recipe", "small"])
+
+
+def finished(folder, *arguments):
+    """A work folder as training leaves it."""
+    keep(load(["--work", str(folder), *arguments]))
+    for name in ("model.keras", "labels.csv"):
+        (folder / name).touch()
+
+
+def test_several_models(tmp_path):
+    folders = [tmp_path / name for name in ("A", "B")]
+    finished(folders[0], "--image-size", "64", "--votes", "3")
+    finished(folders[1], "--image-size", "96", "--votes", "5", "--seed", "0")
+    both = ["--work", f"{folders[0]},{folders[1]}"]
+    recipe = load([*both, "--model-weights", "1,0.5"])
+    assert (recipe.work, recipe.models, recipe.folders) == (tmp_path / "A+B", folders, folders)
+    assert (recipe.image_size, recipe.votes, recipe.model_weights) == (64, 3, [1, 0.5])
+    assert [(recipes.of(folder).work, recipes.of(folder).image_size) for folder in folders] == [
+        (folders[0], 64),
+        (folders[1], 96),
+    ]
+
+    keep(recipe)
+    assert load(["--work", str(tmp_path / "A+B")]) == load(both) == recipe
+    assert load([*both, "--model-weights", "2,1", "--votes", "1"]).model_weights == [2, 1]
+    for wrong, message in {
+        "--recognizer=head": "no head in common: --recognizer neighbours or centres",
+        "--blend=1": "no head in common.*--blend 0",
+        "--model-weights=1,2,3": "3 --model-weights for 2 models",
+        "--model-weights=1,0": "greater than 0",
+        "--image-size=96": "image_size = 64, now 96",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            load([*both, wrong])
+
+
+@pytest.mark.parametrize("other", [["--mirror", "https://example.org"], ["--seed", "7"]])
+def test_models_of_several_mirrors_do_not_go_together(tmp_path, other):
+    finished(tmp_path / "A")
+    finished(tmp_path / "B", *other)
+    with pytest.raises(InputError, match="B was trained on .*another mirror or sample"):
+        load(["--work", f"{tmp_path}/A,{tmp_path}/B"])
+
+
+def test_a_model_that_is_not_finished_is_named(tmp_path):
+    finished(tmp_path / "A")
+    keep(load(["--work", str(tmp_path / "B")]))
+    for both in ("A,B", "B,A"):
+        with pytest.raises(InputError, match=f"no trained model {tmp_path}/B/model.keras: run recognition.py"):
+            load(["--work", ",".join(f"{tmp_path}/{name}" for name in both.split(","))])
+    assert not list(tmp_path.glob("*+*"))
 
 
 def test_a_folder_is_remembered_by_its_full_path(tmp_path, monkeypatch):

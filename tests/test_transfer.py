@@ -1,0 +1,288 @@
+import shutil
+import weakref
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import model as models
+import training
+import transfer
+from command import InputError, Stopped
+from features import load_features
+from images import decode
+from mirror import open_mirror
+from recipe import RECIPES, load
+
+
+def backbone(name, weights):
+    """Two convolutions, so that a test takes a second; layers: input, first, second."""
+    photos = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(8, 8, strides=8, activation="relu", name="first")(photos)
+    x = keras.layers.Conv2D(12, 2, strides=2, activation="relu", name="second")(x)
+    return keras.Model(photos, x, name="backbone"), keras.applications.mobilenet.preprocess_input
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_backbone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_build_backbone", backbone)
+        yield
+
+
+@pytest.fixture
+def recipe(tiny_mirror, tmp_path):
+    return settings(tiny_mirror, tmp_path)
+
+
+def settings(mirror, work):
+    return load(
+        [
+            f"--mirror={mirror}", f"--work={work}", "--weights=none", "--image-size=32", "--crop=1",
+            "--pooling=flatten", "--embedding-size=16", "--embedding-layer=relu", "--batch-size=2", "--freeze=2",
+            "--bottleneck-epochs=2", "--epochs=1", "--optimizer=sgd", "--learning-rate=0.01", "--schedule=steps",
+            "--no-flip",
+        ]
+    )  # fmt: skip
+
+
+def build(recipe, classes=3):
+    return models.build_model(classes, **{name: getattr(recipe, name) for name in models.SETTINGS})
+
+
+def prepared(recipe):
+    """The mirror, the names of its shards, and the class of each photo."""
+    mirror = open_mirror(recipe.mirror)
+    photos = mirror.train()
+    classes = pd.Series(photos["landmark_id"].to_numpy() // 10 - 1, index=photos["id"])
+    return mirror, mirror.shard_names("train"), classes
+
+
+def train(recipe):
+    mirror = open_mirror(recipe.mirror)
+    return training.train(recipe, mirror, mirror.train(), np.array([10, 20, 30]))
+
+
+def times(recipe):
+    return {path.name: path.stat().st_mtime_ns for path in (recipe.work / "top").glob("*.npz")}
+
+
+def weights(model):
+    return {weight.path: weight.numpy().copy() for weight in model.weights}
+
+
+def changed(before, after):
+    """Names of the layers with weights that differ."""
+    return {path.split("/")[-2] for path in before if (before[path] != after[path]).any()}
+
+
+def test_the_files_hold_the_features_of_whole_photos_that_have_a_class(recipe):
+    mirror, names, classes = prepared(recipe)
+    augmented = {"image_size": 48, "crop": 0.75, "pooling": "average", "flip": True, "shear": 0.2, "zoom": 0.2}
+    recipe = recipe.model_copy(update=augmented)
+    model = build(recipe)
+    half = classes[::2]
+    transfer.write_features(recipe, mirror, names, half, transfer.divide(recipe, model)[0])
+    seen = set()
+    for shard in mirror.stream("train", names):
+        ids, features, *_ = load_features(recipe.work / f"top/{shard.name}.npz")
+        photos = np.array([decode(shard.read(identity), 48) for identity in ids]).reshape(-1, 48, 48, 3)
+        expected = model.get_layer("backbone").predict_on_batch(photos.astype("float32") / 127.5 - 1)
+        np.testing.assert_allclose(features, expected.reshape(len(ids), 3 * 3 * 12), rtol=2e-3, atol=1e-4)
+        seen |= set(ids)
+    assert seen == set(half.index)
+
+
+def test_the_top_learns_and_leaves_the_backbone_alone(recipe):
+    mirror, names, classes = prepared(recipe)
+    recipe = recipe.model_copy(update={"bottleneck_epochs": 20, "checkpoint_minutes": 60})
+    model = build(recipe)
+    before = weights(model)
+    training._train_top(recipe, mirror, names, classes, model)
+    assert changed(before, weights(model)) == {"embedding", "landmark"}
+    history = pd.read_csv(recipe.work / "top/training.csv")
+    assert len(history) == 20 * len(names)
+    first, last = history["accuracy"][: len(names)].mean(), history["accuracy"][-len(names) :].mean()
+    assert first < 0.7 and last > 0.9, (first, last)
+
+
+def interrupt(monkeypatch, after: int, error: BaseException) -> list:
+    """Let the check for a stop that follows `after` others raise this; each check adds to the list."""
+    checks = []
+
+    def check():
+        checks.append(None)
+        if len(checks) == after + 1:
+            raise error
+
+    for module in (training, transfer):
+        monkeypatch.setattr(module, "check_stop", check)
+    return checks
+
+
+class Killed(BaseException):
+    """As SIGKILL would end the run: nothing is saved."""
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_mirror, tmp_path_factory):
+    """A run from the beginning to the end: its recipe, and the model's weights before and after fine-tuning."""
+    recipe, before = settings(tiny_mirror, tmp_path_factory.mktemp("straight")), {}
+    train_top = training._train_top
+
+    def noted(*arguments):
+        train_top(*arguments)
+        before.update(weights(arguments[-1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_train_top", noted)
+        checks = interrupt(patch, -1, Killed())
+        after = weights(train(recipe))
+    assert len(checks) == 4 * 10  # 10 batches of 2 photos: their features, two epochs of the top, one of all
+    return recipe, before, after
+
+
+def test_fine_tuning_changes_all_but_the_frozen_layers(straight):
+    _, before, after = straight
+    assert changed(before, after) == {"second", "embedding", "landmark"}
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped"), Killed()])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, straight, monkeypatch, error):
+    """It is interrupted within the second file, the third mini-epoch of the top, and the first step of fine-tuning."""
+    before = {}
+    lost = isinstance(error, Killed)  # half a mini-epoch
+    for after, files, top_is_trained in ((3, 1, False), (8 + 5, 5, False), (15 + lost, 0, True)):
+        interrupt(monkeypatch, after, error)
+        with pytest.raises(type(error)):
+            train(recipe)
+        assert len(times(recipe)) == files
+        assert (recipe.work / "checkpoint.keras").exists() == top_is_trained
+        assert top_is_trained or before.items() <= times(recipe).items()
+        before = times(recipe)
+    checks = interrupt(monkeypatch, -1, error)
+    got = train(recipe).get_weights()
+    assert len(checks) == 10
+    for array, wanted in zip(got, straight[2].values(), strict=True):
+        np.testing.assert_allclose(array, wanted, atol=1e-6)
+    for name in ("training.csv", "top/training.csv"):
+        one, other = (pd.read_csv(work / name) for work in (recipe.work, straight[0].work))
+        assert one["shard"].tolist() == other["shard"].tolist()
+
+
+def test_it_goes_on_in_half_precision(recipe, monkeypatch):
+    """With the loss scaling of mixed_float16, from within the top's training and before the first step after it."""
+    recipe = recipe.model_copy(update={"precision": "mixed_float16"})
+    for after in (10 + 3, 17):
+        interrupt(monkeypatch, after, Stopped("stopped"))
+        with pytest.raises(Stopped):
+            train(recipe)
+    assert (recipe.work / "checkpoint.keras").exists()
+    interrupt(monkeypatch, -1, Killed())
+    train(recipe)
+
+
+def test_only_a_damaged_file_is_made_again(recipe):
+    mirror, names, classes = prepared(recipe)
+    model, _ = transfer.divide(recipe, build(recipe))
+    transfer.write_features(recipe, mirror, names, classes, model)
+    before = times(recipe)
+    path = recipe.work / "top/images_002.npz"
+    data = bytearray(path.read_bytes())
+    sound = load_features(path).embeddings
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    shards = transfer.FeatureShards(path.parent, (2, 2, 12))
+    with pytest.raises(InputError, match="images_002.npz.*delete it"):
+        list(shards.stream("train", names))
+    transfer.write_features(recipe, mirror, names, classes, model)
+    after = times(recipe)
+    assert {name for name in before if before[name] != after[name]} == {"images_002.npz"}
+    assert np.array_equal(load_features(path).embeddings, sound)
+
+
+def test_features_of_another_size_are_one_clear_line(recipe):
+    mirror, names, classes = prepared(recipe)
+    transfer.write_features(recipe, mirror, names[:1], classes, transfer.divide(recipe, build(recipe))[0])
+    with pytest.raises(InputError, match="images_000.npz") as error:
+        list(transfer.FeatureShards(recipe.work / "top", (3, 3, 12)).stream("train", names[:1]))
+    assert "\n" not in str(error.value)
+
+
+def test_one_shard_is_in_memory_at_a_time(recipe, monkeypatch):
+    mirror, names, classes = prepared(recipe)
+    made, alive = [], []
+
+    class Array(np.ndarray):
+        """An array that can be counted."""
+
+    def counted(path):
+        features = load_features(path)
+        array = features.embeddings.view(Array)
+        made.append(weakref.ref(array))
+        alive.append(sum(reference() is not None for reference in made))
+        return features._replace(embeddings=array)
+
+    monkeypatch.setattr(transfer, "load_features", counted)
+    training._train_top(recipe, mirror, names, classes, build(recipe))
+    assert alive == [1] * (2 * len(names))
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_left_out(recipe, tiny_mirror, tmp_path):
+    shutil.copytree(tiny_mirror, tmp_path / "mirror")
+    path = tmp_path / "mirror/train/images_000.tar"
+    data = path.read_bytes()
+    begin = data.index(b"\xff\xd8")
+    path.write_bytes(data[:begin] + bytes(50) + data[begin + 50 :])
+    mirror, names, classes = prepared(recipe.model_copy(update={"mirror": str(tmp_path / "mirror")}))
+    transfer.write_features(recipe, mirror, names[:1], classes, transfer.divide(recipe, build(recipe))[0])
+    (unreadable,) = pd.read_csv(recipe.work / "skipped.csv")["name"]
+    (shard,) = transfer.FeatureShards(recipe.work / "top", (2, 2, 12)).stream("train", names[:1])
+    assert len(shard.ids) == 3 and unreadable not in shard.ids and unreadable in classes.index
+
+
+def test_a_stage_that_is_done_is_skipped_and_what_it_alone_needs_is_deleted(straight, monkeypatch):
+    recipe, *_ = straight
+    assert [path.name for path in (recipe.work / "top").iterdir() if path.is_file()] == ["training.csv"]
+    monkeypatch.setattr(transfer, "write_features", lambda *_: pytest.fail("features again"))
+    train(recipe)
+
+
+def test_an_arcface_head_learns_too(recipe):
+    mirror, names, classes = prepared(recipe)
+    recipe = recipe.model_copy(update={"loss": "arcface", "bottleneck_epochs": 20, "checkpoint_minutes": 60})
+    training._train_top(recipe, mirror, names, classes, build(recipe))
+    loss = pd.read_csv(recipe.work / "top/training.csv")["loss"]
+    assert loss[-len(names) :].mean() < 0.5 * loss[: len(names)].mean()
+
+
+def test_triplets_have_no_head_to_train(recipe):
+    with pytest.raises(InputError, match="--loss softmax or arcface"):
+        load(["--bottleneck-epochs=2", "--loss=triplet"])
+
+
+def test_the_published_recipe():
+    recipe = load(["--recipe", "bottleneck"])
+    assert (recipe.backbone, recipe.image_size, recipe.embedding_size, recipe.dropout) == ("VGG16", 128, 256, 0.5)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.freeze) == ("sgd", 1e-4, 15)
+    assert recipe.shear and recipe.zoom and recipe.flip and recipe.bottleneck_epochs
+    fine_tuned = keras.applications.VGG16(include_top=False, weights=None).layers[recipe.freeze :]
+    assert [layer.name for layer in fine_tuned] == ["block5_conv1", "block5_conv2", "block5_conv3", "block5_pool"]
+
+
+def test_a_model_with_all_augmentation_is_saved_and_loaded(recipe, tmp_path):
+    recipe = recipe.model_copy(update={"shear": 0.2, "zoom": 0.2, "flip": True})
+    model = build(recipe)
+    models.save(model, tmp_path / "model.keras")
+    loaded = models.load(tmp_path / "model.keras")
+    photos = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(loaded.predict_on_batch(photos), model.predict_on_batch(photos), atol=1e-6)
+    (shear,) = (layer for layer in loaded.layers if isinstance(layer, models.RandomShear))
+    assert (shear.x_factor, shear.y_factor) == ((-0.2, 0.2), (-0.2, 0.2))
+
+
+def test_the_work_folder_may_not_stop_pandas_from_being_imported(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    with pytest.raises(InputError, match="pandas"):
+        load(["--recipe=bottleneck", "--work=bottleneck"])

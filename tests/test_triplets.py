@@ -1,0 +1,115 @@
+import io
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import command
+import model as models
+import training
+import triplets
+from command import InputError, Stopped
+from generators import Batches
+from mirror import open_mirror
+from random_access import RandomAccess
+from recipe import load
+
+LANDMARKS = np.array([10, 20, 30])
+
+
+def settings(mirror, work, *more):
+    return load(
+        [
+            f"--mirror={mirror}", f"--work={work}", "--backbone=MobileNet", "--weights=none", "--image-size=32",
+            "--crop=1", "--loss=triplet", "--embedding-size=8", "--classes-per-batch=2", "--photos-per-class=3",
+            "--subspaces=2", "--optimizer=sgd", "--learning-rate=1e-4", "--accumulate=2", "--epochs=2",
+            "--validation-shards=1", *more,
+        ]
+    )  # fmt: skip
+
+
+def train(recipe):
+    mirror = open_mirror(recipe.mirror)
+    return training.train(recipe, mirror, mirror.train(), LANDMARKS)
+
+
+def test_a_stopped_epoch_goes_on_to_the_same_weights(tiny_mirror, tmp_path, monkeypatch):
+    whole = train(settings(tiny_mirror, tmp_path / "whole"))
+    recipe = settings(tiny_mirror, tmp_path / "stopped")
+    steps = iter(range(1, 100))
+    train_step = training._Run._train
+
+    def stop_at_the_third(run, photos, classes):
+        if next(steps) == 3:  # in the middle of an epoch, and between the two steps of an accumulated one
+            command.stop_event.set()
+        return train_step(run, photos, classes)
+
+    monkeypatch.setattr(training._Run, "_train", stop_at_the_third)
+    with pytest.raises(Stopped):
+        train(recipe)
+    command.stop_event.clear()
+    resumed = train(recipe)
+    assert next(steps) > 6
+    for expected, found in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_accumulated_gradients_change_the_weights_every_second_step(tiny_mirror, tmp_path):
+    recipe = settings(tiny_mirror, tmp_path)
+    mirror = open_mirror(recipe.mirror)
+    table = mirror.train().set_index("id")["landmark_id"]
+    classes = (table // 10 - 1).sort_index()
+    run = training._Run(recipe, classes, total=1)
+    photos = RandomAccess(mirror, "train", mirror.shard_names("train"), classes.index, 32)
+    ids = [identity for landmark in (0, 1) for identity in classes.index[classes == landmark][:3]]
+    (_, images), = Batches(photos, ids, 32, 6)  # fmt: skip
+    kernel = run.model.get_layer("projection").kernel
+    before = keras.ops.convert_to_numpy(kernel).copy()
+    run._train(images, classes[ids].to_numpy())
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel), before)
+    run._train(images, classes[ids].to_numpy())
+    assert (keras.ops.convert_to_numpy(kernel) != before).any()
+
+
+def test_class_centres_are_mean_embeddings_before_the_dense_layer(tiny_mirror, tmp_path, monkeypatch):
+    recipe = settings(tiny_mirror, tmp_path)
+    mirror = open_mirror(recipe.mirror)
+    model = models.build_model(3, **{name: getattr(recipe, name) for name in models.SETTINGS})
+    table = mirror.train()
+    photos = RandomAccess(mirror, "train", mirror.shard_names("train"), table["id"], 32)
+    by_class = [group.tolist() for _, group in table.groupby("landmark_id")["id"]]
+    monkeypatch.setattr(triplets, "CLASSES_A_FILE", 2)
+    centres = triplets.class_centres(recipe, photos, by_class, model, tmp_path / "centres")
+
+    pooled = keras.Model(model.input, model.get_layer("pooling").output)
+    for ids, centre in zip(by_class, centres, strict=True):
+        (_, images), = Batches(photos, ids[:3], 32, 3)  # fmt: skip
+        embeddings = pooled.predict_on_batch(images)
+        mean = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).sum(axis=0)
+        np.testing.assert_allclose(centre, mean / np.linalg.norm(mean), atol=2e-4)  # values near 0.03
+
+    assert len(list((tmp_path / "centres").iterdir())) == 2
+    monkeypatch.setattr(triplets, "Batches", None)  # which another run has no need of
+    again = triplets.class_centres(recipe, photos, by_class, model, tmp_path / "centres")
+    np.testing.assert_array_equal(again, centres)
+
+
+def test_a_batch_is_shown_in_tensorboard_a_row_for_each_landmark(tiny_mirror, tmp_path):
+    recipe = settings(tiny_mirror, tmp_path)
+    photos = np.zeros((6, 32, 32, 3), "uint8")
+    photos[3:] = 200  # the second landmark
+    triplets.log_batch(recipe, photos, 7)
+    logs = EventAccumulator(str(tmp_path / "logs"))
+    logs.Reload()
+    (event,) = logs.Images("batch")
+    sheet = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 7 and sheet.shape == (2 * 32, 3 * 32, 3)
+    assert sheet[:30].max() < 20 and sheet[34:].min() > 180
+
+
+def test_a_mirror_at_a_url_is_refused_with_what_to_type(serve, tiny_mirror, tmp_path):
+    url = serve(tiny_mirror).url
+    with pytest.raises(InputError, match=f"python mirror.py shrink {url} OUT --size 32"):
+        train(settings(url, tmp_path))
