@@ -1,5 +1,6 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,11 +52,40 @@ def load_features(path: Path) -> Features:
     return features
 
 
+def is_whole(path: Path) -> bool:
+    """Whether there is a features file that can be read to its end."""
+    try:
+        return path.exists() and load_features(path) is not None
+    except ValueError:
+        return False
+
+
+def take(features: Features, rows: np.ndarray) -> Features:
+    """The features of some photos: `rows` is a mask (N,) bool, or their places (n,)."""
+    return Features(*(None if array is None else array[rows] for array in features))
+
+
+def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
+    """Make `folder` ready for features made from others: files in it that were made otherwise are deleted.
+
+    A note there, `made_from.json`, holds the settings and each source file's name, size and time. So features made from
+    those of a model that was trained again do not stay, and no more do those whose sources were copied, which have new
+    times.
+    """
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    made_from, note = json.dumps({"settings": settings, "sources": stamps}), folder / "made_from.json"
+    if not note.exists() or note.read_text() != made_from:
+        for path in folder.glob("*.npz"):
+            path.unlink()
+        with whole(note) as part:
+            part.write_text(made_from)
+
+
 def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: Mirror, split: str) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
 
     Args:
-        model: ends in a softmax over classes.
+        model: with a head over classes, or without one: then there are only embeddings.
         landmarks: (classes,) the landmark id of each class.
 
     Returns:
@@ -66,7 +96,7 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
     predictor = models.predictor(model, recipe.mirrored)
     names = mirror.shard_names(split)
     files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
-    absent = [name for name in names if not _is_whole(files[name])]
+    absent = [name for name in names if not is_whole(files[name])]
     todo = [name for name in absent if name in selected(names, recipe.shards)]
     listed = set(mirror.ids(split)) if todo else set()
     for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
@@ -99,16 +129,8 @@ def _embed_shard(
         for name, array in models.predict(predictor, photos, recipe.batch_size).items():
             outputs[name].append(array)
     record_skipped(recipe.work, split, shard, unlisted + batches.unreadable)
-    return Features(
-        np.array(ids, dtype=str),
-        np.concatenate(outputs["embedding"]).astype("float16"),
-        landmarks[np.concatenate(outputs["landmark"]).astype("int64")],
-        np.concatenate(outputs["score"]).astype("float32"),
-    )
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return path.exists() and load_features(path) is not None
-    except ValueError:
-        return False
+    features = Features(np.array(ids, dtype=str), np.concatenate(outputs["embedding"]).astype("float16"))
+    if "landmark" not in predictor.output:
+        return features
+    classes, scores = np.concatenate(outputs["landmark"]), np.concatenate(outputs["score"])
+    return features._replace(landmark=landmarks[classes.astype("int64")], score=scores.astype("float32"))

@@ -11,7 +11,7 @@ Predictions and solutions are dicts by test id. Test ids may be anything that so
 
 import json
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import command
 import submission
 from command import InputError
 from files import whole
+from nonlandmarks import References, without_references
 
 PRECISION_RANKS = (1, 5, 10, 50, 100)
 
@@ -117,13 +118,17 @@ def mean_median_position(hits: Sequence[Hits], depth: int = 100) -> tuple[float,
     return statistics.fmean(positions), float(statistics.median(positions))
 
 
-def score_recognition(submission_csv: Path, solution_csv: Path) -> dict[str, dict[str, float | None]]:
+def score_recognition(
+    submission_csv: Path, solution_csv: Path, references: Iterable[References] = ()
+) -> dict[str, dict[str, float | None]]:
     """The scores of a recognition submission: {"public": {"gap", "gap_landmarks_only", "top1"}, "private": ...}.
+
+    Photos that served as non-landmarks for their own scores, among these `references`, do not count.
 
     Raises:
         InputError: a file cannot be read (see `submission`), or no scored image has a landmark.
     """
-    solution = submission.read_recognition_solution(solution_csv)
+    solution = without_references(submission.read_recognition_solution(solution_csv), references)
     predictions = submission.read_recognition(submission_csv, solution)
     scores: dict[str, dict[str, float | None]] = {}
     for part in ("public", "private"):
@@ -158,15 +163,15 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
     return _require_scores(scores, solution_csv)
 
 
-def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path) -> None:
+def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path, **options) -> None:
     """Score a submission as "recognition" or "retrieval", print the scores and write them to `path` as JSON.
 
-    Without a solution it says so, and no more.
+    Without a solution it says so, and no more. The options are those of `score_recognition` or `score_retrieval`.
     """
     if solution_csv is None:
         print(f"{submission_csv} is not scored: the mirror has no {task} solution")
         return
-    scores = json.dumps(SCORERS[task](submission_csv, solution_csv), indent=2)
+    scores = json.dumps(SCORERS[task](submission_csv, solution_csv, **options), indent=2)
     with whole(path) as part:
         part.write_text(scores + "\n")
     print(scores)

@@ -1,10 +1,12 @@
 """Which landmark does each test photo show, and how sure is that? Train, predict, write and score the submission.
 
-    python recognition.py [--recipe NAME|FILE.toml] [--mirror sample|URL|DIR] [--work DIR] [settings...]
+    python recognition.py [--recipe NAME|FILE.toml] [--mirror sample|URL|DIR] [--work DIR|A,B] [settings...]
 
-`--help` names every setting. The same command goes on where an earlier run was stopped.
+`--help` names every setting. The same command goes on where an earlier run was stopped. With `--work A,B` the models of
+two finished work folders, or more, recognise together.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pandas as pd
 
 import command
 import metrics
+import nonlandmarks
 import recipe as recipes
 import submission
-from command import InputError
 from files import make_writable, whole
 from mirror import Mirror, open_mirror
+from nonlandmarks import References
+from selection import train_photos
 
 
 def main() -> None:
@@ -27,79 +31,116 @@ def main() -> None:
     make_writable(recipe.work)
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("train", "test")
+    references = nonlandmarks.references(recipe.non_landmarks, mirror)
     recipes.keep(recipe)
 
     command.prepare_backend()
-    import features  # Keras takes seconds, which --help and a wrong setting need not wait for
+    import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    model, class_landmarks = trained_model(recipe, mirror)
-    files = features.embed(model, class_landmarks, recipe, mirror, "test")
-    by_neighbours = recipe.recognizer == "neighbours"
-    train_files = features.embed(model, class_landmarks, recipe, mirror, "train") if by_neighbours else []
-    if files is None or train_files is None:
+    if not recipe.models:
+        train_model(recipe, mirror)
+    splits = ["test"] if recipe.recognizer == "head" else ["test", "train"]
+    splits += [split for group in references for split in group.splits if split not in splits]
+    files = ensemble.embed(recipe, mirror, splits)
+    if files is None:
         return
-    if by_neighbours:
-        landmarks, scores = neighbours_predictions(recipe, mirror, files, train_files)
-    else:
-        landmarks, scores = head_predictions(files)
+    found = predict(recipe, mirror, files, references)
     submission_csv = recipe.work / "recognition.csv"
-    submission.write_recognition(submission_csv, mirror.ids("test"), landmarks, scores)
-    print(f"{submission_csv}: {len(landmarks):,} predictions")
+    submission.write_recognition(
+        submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
+    )
+    print(f"{submission_csv}: {len(found):,} predictions")
     metrics.write_scores(
-        "recognition", submission_csv, mirror.solution("recognition"), recipe.work / "recognition.metrics.json"
+        "recognition",
+        submission_csv,
+        mirror.solution("recognition"),
+        recipe.work / "recognition.metrics.json",
+        references=references,
     )
 
 
-def trained_model(recipe: recipes.Recipe, mirror: Mirror):
-    """The model in the work folder and its landmark ids; trained now, or further, unless it is finished."""
+def train_model(recipe: recipes.Recipe, mirror: Mirror) -> None:
+    """Train the model in the work folder, or train it further, unless it is finished."""
     import model as models
     import training
 
     path = recipe.work / "model.keras"
-    labels = recipe.work / "labels.csv"
     if not path.exists():
         photos = train_photos(recipe, mirror)
         landmarks = training.select_classes(photos, recipe.min_images, recipe.exclude)
-        with whole(labels) as part:
+        with whole(recipe.work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
-        models.save(training.train(recipe, mirror, photos, landmarks), path)
-        (recipe.work / "checkpoint.keras").unlink(missing_ok=True)
-    return models.load(path), models.load_labels(labels)
+        model = training.train(recipe, mirror, photos, landmarks)
+        shutil.rmtree(recipe.work / "features", ignore_errors=True)  # of a model that was here before
+        models.save(model, path)
+        for name in ("checkpoint.keras", "best.keras"):
+            (recipe.work / name).unlink(missing_ok=True)
 
 
-def train_photos(recipe: recipes.Recipe, mirror: Mirror) -> pd.DataFrame:
-    """`id` and `landmark_id` of the photos to learn from: all, or the clean ones."""
-    if not recipe.clean:
-        return mirror.train()
-    import cleaning
+def predict(
+    recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
+) -> pd.DataFrame:
+    """The `landmark` and `score` of every test photo that could be read, by id.
 
-    own = recipe.clean == "true"
-    path = mirror.path("metadata/train_clean.csv") if own else Path(recipe.clean)
-    if path is None:
-        raise InputError(f"--clean true: {mirror.name} has no metadata/train_clean.csv; make one with cleaning.py")
-    return cleaning.read_clean(path)
-
-
-def head_predictions(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:
-    """What the model's head says of each photo: its landmark and score by id."""
-    import features
-
-    landmarks: dict[str, int] = {}
-    scores: dict[str, float] = {}
-    for part in map(features.load_features, files):  # one in memory at a time: all embeddings would be half a GB
-        landmarks.update(zip(part.ids.tolist(), part.landmark.tolist(), strict=True))
-        scores.update(zip(part.ids.tolist(), part.score.tolist(), strict=True))
-    return landmarks, scores
-
-
-def neighbours_predictions(
-    recipe: recipes.Recipe, mirror: Mirror, files: list[Path], train_files: list[Path]
-) -> tuple[dict[str, int], dict[str, float]]:
-    """What the nearest train photos say of each photo: its landmark and score by id."""
+    Args:
+        files: the features of each split that is needed.
+        references: the photos of no landmark that the setting `penalty` takes.
+    """
+    import rerank
     import voting
 
-    found = voting.recognise(files, train_files, mirror.train(), recipe.votes, recipe.vote_power, recipe.index_parts)
-    return found["landmark"].to_dict(), found["score"].to_dict()
+    if recipe.recognizer == "head":
+        found = voting.head(files["test"])
+    else:
+        found = predict_by_similarity(recipe, mirror, files, references)
+    if recipe.most_predicted:
+        found["score"] = rerank.frequent_as_nonlandmark(
+            found["landmark"].to_numpy(), found["score"].to_numpy(), recipe.most_predicted
+        )
+    return found
+
+
+def predict_by_similarity(
+    recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
+) -> pd.DataFrame:
+    """As `predict`, by the nearest train photos or class centres: vote, blend with the head, penalty."""
+    import rerank
+    import voting
+
+    winners = recipe.penalty == "winners"
+    depth, votes, power, k = (100, 3, 1, 10) if winners else (recipe.votes, recipe.votes, recipe.vote_power, 5)
+    train_files, train = voting.gallery(recipe, mirror, files["train"])
+    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, depth, recipe.index_parts)
+    head = voting.head(files["test"]) if recipe.blend else None
+
+    def vote(neighbours) -> pd.DataFrame:
+        landmark, score = voting.vote(neighbours, train_landmark, votes, power)
+        if head is not None:
+            score = voting.blend(landmark, score, head["landmark"], head["score"], recipe.blend)
+        return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
+
+    if not references:
+        return vote(neighbours)
+    served = []
+    for group in references:
+        path = recipe.work / "non_landmarks.npz"
+        nonlandmarks.write_features([file for split in group.splits for file in files[split]], group.ids, path)
+        own = neighbours
+        if winners:
+            own = rerank.penalise(neighbours, likeness(train_files, path, 5).loc[neighbours.index_ids].to_numpy())
+        found = vote(own)
+        found["score"] -= likeness(files["test"], path, k)
+        served.append(found[found.index.isin(group.serve)])
+    return pd.concat(served)
+
+
+def likeness(files: list[Path], references: Path, k: int) -> pd.Series:
+    """The mean similarity of every photo in some features files to the k nearest non-landmarks, by id."""
+    import rerank
+    from search import search
+
+    neighbours = search(files, [references], k)
+    return pd.Series(rerank.nonlandmark_similarity(neighbours, k), index=neighbours.query_ids)
 
 
 if __name__ == "__main__":

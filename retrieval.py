@@ -1,60 +1,110 @@
 """Find the photos of the same landmark in the index: embed, search, re-rank, write and score the submission.
 
-    python retrieval.py [--work DIR] [the settings of recognition.py]
+    python retrieval.py [--work DIR|A,B] [the settings of recognition.py]
 
-`--work` names the folder with the model that recognition.py trained. The same command goes on where an earlier run was
-stopped. With `--shards 0:17` it only embeds these shards: several runs share the work, and a last one, without it,
-merges.
+`--work` names the folder with the model that recognition.py trained, or several. The same command goes on where an
+earlier run was stopped. With `--shards 0:17` it only embeds these shards: several runs share the work, and a last one,
+without it, merges.
 """
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command
 import metrics
 import recipe as recipes
-from command import InputError
+import submission
 from mirror import Mirror, open_mirror
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from search import Neighbours
 
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
     if recipe.time_limit:
         command.limit_time(recipe.time_limit)
-    path = recipe.work / "model.keras"
-    if not path.exists():
-        raise InputError(f"there is no trained model {path}: run recognition.py --work {recipe.work} to its end first")
+    for folder in recipe.folders:
+        recipes.of(folder)  # there is a trained model
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("index", "test")
+    if recipe.models:
+        recipes.keep(recipe)  # their common work folder may be new
 
     command.prepare_backend()
-    import features  # Keras takes seconds, which --help and a wrong setting need not wait for
-    import model as models
+    import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    model, landmarks = models.load(path), models.load_labels(recipe.work / "labels.csv")
-    splits = ["test", "index"] + ["train"] * (recipe.rerank and recipe.recognizer == "neighbours")
-    files = {split: features.embed(model, landmarks, recipe, mirror, split) for split in splits}
-    if None in files.values():
+    by_train_photos = recipe.rerank and recipe.recognizer != "head"
+    files = ensemble.embed(recipe, mirror, ["test", "index"] + ["train"] * by_train_photos)
+    if files is None:
         return
+    neighbours = find(recipe, files)
+    if recipe.rerank:
+        neighbours = bring_nearer(recipe, neighbours, *labels(recipe, mirror, files))
     submission_csv = recipe.work / "retrieval.csv"
-    write_submission(mirror, recipe, files, submission_csv)
+    write_submission(mirror, neighbours, submission_csv)
     metrics.write_scores(
         "retrieval", submission_csv, mirror.solution("retrieval"), recipe.work / "retrieval.metrics.json"
     )
 
 
-def write_submission(mirror: Mirror, recipe: recipes.Recipe, files: dict[str, list[Path]], path: Path) -> None:
-    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
-    import rerank
+def find(recipe: recipes.Recipe, files: dict[str, list[Path]]) -> "Neighbours":
+    """The index photos nearest to each test photo, as many as are needed, after expansion where that is wanted."""
+    import expansion
     import search
-    import submission
 
+    queries, index, parts = files["test"], files["index"], recipe.index_parts
+    if recipe.database_augmentation:
+        folder = recipe.work / "expanded/index"
+        index = expansion.expand(index, index, folder, recipe.database_augmentation, parts=parts)
+    if recipe.query_expansion:
+        folder = recipe.work / "expanded/test"
+        queries = expansion.expand(queries, index, folder, recipe.query_expansion, parts=parts)
     depth = max(recipe.rerank_depth, submission.MAX_NEIGHBOURS) if recipe.rerank else submission.MAX_NEIGHBOURS
-    neighbours = search.search(files["test"], files["index"], depth, recipe.index_parts)
-    if recipe.rerank:
-        if recipe.recognizer == "neighbours":
-            neighbours = labelled_by_neighbours(neighbours, mirror, recipe, files)
-        neighbours = rerank.same_landmark(neighbours, recipe.rerank_factor, recipe.rerank_depth)
+    return search.search(queries, index, depth, parts)
+
+
+def labels(recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list["pd.DataFrame"]:
+    """The `landmark` of all test and all index photos, by id, and how sure it is (`score`): as the recognizer has them.
+
+    Of votes that is their power mean, so that it is a similarity, however many vote with whatever power.
+    """
+    import voting
+
+    if recipe.recognizer == "head":
+        return [voting.head(files[split]) for split in ("test", "index")]
+    votes = recipe.votes if recipe.recognizer == "neighbours" else 1
+    gallery = voting.gallery(recipe, mirror, files["train"])
+    found = [
+        voting.recognise(files[split], *gallery, votes, recipe.vote_power, recipe.index_parts)
+        for split in ("test", "index")
+    ]
+    return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / recipe.vote_power)) for one in found]
+
+
+def bring_nearer(
+    recipe: recipes.Recipe, neighbours: "Neighbours", of_queries: "pd.DataFrame", of_index: "pd.DataFrame"
+) -> "Neighbours":
+    """Re-rank: neighbours with the query's landmark come nearer, by what `labels` says of both."""
+    import rerank
+
+    query, index = of_queries.loc[neighbours.query_ids], of_index.loc[neighbours.index_ids]
+    neighbours = neighbours._replace(
+        query_landmark=query["landmark"].to_numpy(), index_landmark=index["landmark"].to_numpy()
+    )
+    query_score, index_score = query["score"].to_numpy(), index["score"].to_numpy()
+    if recipe.rerank_by == "soft":
+        return rerank.soft_same_landmark(neighbours, index_score)
+    if recipe.rerank_by == "insert":
+        return rerank.sort_and_insert(neighbours, query_score, index_score, recipe.rerank_least)
+    return rerank.same_landmark(neighbours, recipe.rerank_factor, recipe.rerank_depth)
+
+
+def write_submission(mirror: Mirror, neighbours: "Neighbours", path: Path) -> None:
+    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
     row_of = {identity: row for row, identity in enumerate(neighbours.query_ids.tolist())}
 
     def found(identity: str) -> list[str]:
@@ -65,21 +115,6 @@ def write_submission(mirror: Mirror, recipe: recipes.Recipe, files: dict[str, li
     ids = mirror.ids("test")
     submission.write_retrieval(path, ids, map(found, ids))
     print(f"{path}: the neighbours of {len(row_of):,} photos")
-
-
-def labelled_by_neighbours(neighbours, mirror: Mirror, recipe: recipes.Recipe, files: dict[str, list[Path]]):
-    """The same neighbours with the landmarks that the nearest train photos give, in place of the head's."""
-    import voting
-
-    train = mirror.train()
-    query, index = (
-        voting.recognise(files[split], files["train"], train, recipe.votes, recipe.vote_power, recipe.index_parts)
-        for split in ("test", "index")
-    )
-    return neighbours._replace(
-        query_landmark=query["landmark"].loc[neighbours.query_ids].to_numpy(),
-        index_landmark=index["landmark"].loc[neighbours.index_ids].to_numpy(),
-    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from command import InputError, check_stop
-from features import Features, load_features
+from features import Features, load_features, take
 
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
 
@@ -29,12 +30,17 @@ class Neighbours(NamedTuple):
     index_landmark: np.ndarray | None  # (N,) int64
 
 
-def search(query_files: list[Path], index_files: list[Path], k: int, parts: int = 1) -> Neighbours:
+def search(
+    query_files: list[Path], index_files: list[Path], k: int, parts: int = 1, wanted: pd.Index | None = None
+) -> Neighbours:
     """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
 
     The index is in memory as float32 one part at a time: consecutive files, as near to one `parts`-th of the photos as
     whole files come. Beside it there are one file, one batch of queries, and the result. Which photos are kept of
     those that tie for the k-th place is left to faiss.
+
+    Args:
+        wanted: ids of the index photos that may be found, as if the files held no others; all of them when None.
 
     Raises:
         InputError: there are no files, one is damaged, or they are not all of one model.
@@ -42,7 +48,7 @@ def search(query_files: list[Path], index_files: list[Path], k: int, parts: int 
     """
     if not query_files or not index_files:
         raise InputError("no features files to search: embed the queries and the index first")
-    checked = _check([*query_files, *index_files])
+    checked = _check([(path, None) for path in query_files] + [(path, wanted) for path in index_files])
     dimension = checked[0].embeddings.shape[1]
     query_ids, query_landmark = _labels(checked[: len(query_files)])
     index_ids, index_landmark = _labels(checked[len(query_files) :])
@@ -51,7 +57,7 @@ def search(query_files: list[Path], index_files: list[Path], k: int, parts: int 
     similarities = np.full((len(query_ids), k), -np.inf, np.float32)
     positions = np.full((len(query_ids), k), -1, np.int32)
     with tqdm(total=len(query_ids) * len(index_ids), desc="search", unit="pair", unit_scale=True) as bar:
-        for start, part in _parts(index_files, counts, dimension, parts):
+        for start, part in _parts(index_files, wanted, counts, dimension, parts):
             stop = 0
             for batch in (batch for path in query_files for batch in _batches(path)):
                 check_stop()
@@ -86,7 +92,9 @@ def split_evenly(counts: list[int], parts: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _parts(files: list[Path], counts: list[int], dimension: int, parts: int) -> Iterator[tuple[int, np.ndarray]]:
+def _parts(
+    files: list[Path], wanted: pd.Index | None, counts: list[int], dimension: int, parts: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """Each part's first position and its (n, D) float32 embeddings, all in the same memory: use one before the next."""
     groups = split_evenly(counts, parts)
     largest = max((sum(counts[number] for number in group) for group in groups), default=0)
@@ -95,7 +103,7 @@ def _parts(files: list[Path], counts: list[int], dimension: int, parts: int) -> 
     for group in groups:
         size = 0
         for number in group:
-            memory[size : size + counts[number]] = _read(files[number]).embeddings
+            memory[size : size + counts[number]] = _read(files[number], wanted).embeddings
             size += counts[number]
         yield start, memory[:size]
         start += size
@@ -108,26 +116,28 @@ def _batches(path: Path) -> Iterator[np.ndarray]:
         yield batch.astype(np.float32)
 
 
-def _check(paths: list[Path]) -> list[Features]:
+def _check(files: list[tuple[Path, pd.Index | None]]) -> list[Features]:
     """Read every file once, to name a bad one in seconds and not hours into the search; embeddings are not kept."""
     checked: list[Features] = []
-    for path in tqdm(paths, desc="check features", unit="file"):
-        features = _read(path)
+    for path, wanted in tqdm(files, desc="check features", unit="file"):
+        check_stop()
+        features = _read(path, wanted)
         checked.append(features._replace(embeddings=features.embeddings[:0].copy()))
         first, this = _kind(checked[0]), _kind(features)
         if first != this:
             raise InputError(
-                f"features of two models: {paths[0]} has {first}, {path} has {this}; "
+                f"features of two models: {files[0][0]} has {first}, {path} has {this}; "
                 "delete the features folder and run the command again"
             )
     return checked
 
 
-def _read(path: Path) -> Features:
+def _read(path: Path, wanted: pd.Index | None = None) -> Features:
     try:
-        return load_features(path)
+        features = load_features(path)
     except ValueError as error:
         raise InputError(f"{error}; delete it and run the command again") from error
+    return features if wanted is None else take(features, wanted.get_indexer(features.ids) >= 0)
 
 
 def _kind(features: Features) -> str:

@@ -55,21 +55,25 @@ def measure(source: str, image_size: int, work: Path) -> None:
         nearest["test"]["score"].to_dict(),
     )
     print("recognition by the nearest train photo")
-    metrics.write_scores("recognition", work / "recognition.csv", mirror.solution("recognition"), work / "gap.json")
+    metrics.write_scores(
+        "recognition", work / "recognition.csv", mirror.solution("recognition"), work / "recognition.metrics.json"
+    )
 
     plain = search.search(files["test"], files["index"], k=300)
     labelled = plain._replace(
         query_landmark=nearest["test"]["landmark"].loc[plain.query_ids].to_numpy(),
         index_landmark=nearest["index"]["landmark"].loc[plain.index_ids].to_numpy(),
     )
-    for name, neighbours in (("plain", plain), ("re-ranked", rerank.same_landmark(labelled))):
+    for name, neighbours in (("retrieval-plain", plain), ("retrieval", rerank.same_landmark(labelled))):
         ids, positions = neighbours.query_ids.tolist(), neighbours.positions[:, :100]
         rows = dict(zip(ids, (neighbours.index_ids[row[row >= 0]].tolist() for row in positions), strict=True))
         submission.write_retrieval(
             work / "retrieval.csv", mirror.ids("test"), (rows.get(photo, []) for photo in mirror.ids("test"))
         )
-        print(f"retrieval, {name}")
-        metrics.write_scores("retrieval", work / "retrieval.csv", mirror.solution("retrieval"), work / "map.json")
+        print("plain" if neighbours is plain else "re-ranked")
+        metrics.write_scores(
+            "retrieval", work / "retrieval.csv", mirror.solution("retrieval"), work / f"{name}.metrics.json"
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def measure(mirror: str, seeds: range, work: Path, half: str) -> None:
         (frozen / "minutes.json").write_text(str((time.monotonic() - began) / 60))
     print("| recipe | GAP | top-1 | mAP@100 plain | re-ranked | minutes |\n|---|---|---|---|---|---|")
     print_row("frozen", [figures(frozen, half)])
-    runs = [(name, seed) for name in RECIPES for seed in seeds]
+    runs = [(name, seed) for seed in seeds for name in RECIPES]
     for name, seed in tqdm(runs, unit=" runs"):
         run(work / f"{name}-{seed}", ["--recipe", RECIPES[name], "--mirror", mirror, "--seed", seed])
     for name in RECIPES:

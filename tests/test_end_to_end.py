@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import make_mirror
 
-from features import load_features
+from features import load_features, save_features
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
@@ -172,6 +172,64 @@ def test_a_time_limit_ends_cleanly_and_says_how_to_go_on(tiny_mirror, tmp_path):
     assert not (work / "recognition.csv").exists()
 
 
+def test_two_models_together(finished, tiny_mirror, tmp_path):
+    """Embeddings at random in place of the models' own, which are nearly alike for all photos."""
+    rng = np.random.default_rng(0)
+    models, embeddings = [tmp_path / name for name in "AB"], []
+    for work in models:
+        shutil.copytree(finished, work)
+        embeddings.append({})
+        for path in sorted(work.glob("features/*/*.npz")):
+            features = load_features(path)
+            random = rng.standard_normal(features.embeddings.shape)
+            random /= np.linalg.norm(random, axis=1, keepdims=True)
+            save_features(path, features._replace(embeddings=random.astype(np.float16)))
+            embeddings[-1] |= dict(zip(features.ids.tolist(), random, strict=True))
+    run("recognition.py", Path(f"{models[0]},{models[1]}"), "--model-weights=2,1")
+    together = tmp_path / "A+B"
+    run("retrieval.py", together, "--no-rerank")
+
+    def similarity(photos, others):
+        own = [np.array([one[i] for i in photos]) @ np.array([one[i] for i in others]).T for one in embeddings]
+        return (4 * own[0] + own[1]) / 5
+
+    train = pd.read_csv(tiny_mirror / "metadata/train.csv")
+    said = pd.read_csv(together / "recognition.csv").set_index("id")["landmarks"].str.split(" ", expand=True)
+    nearest = similarity(said.index, train["id"])
+    assert said[0].astype(int).tolist() == train["landmark_id"].to_numpy()[nearest.argmax(axis=1)].tolist()
+    np.testing.assert_allclose(said[1].astype(float), nearest.max(axis=1), atol=1e-3)
+    index = np.array(sorted(pd.read_csv(tiny_mirror / "metadata/index.csv")["id"]))
+    found = pd.read_csv(together / "retrieval.csv").set_index("id")["images"].str.split(" ", expand=True)
+    np.testing.assert_array_equal(found, index[np.argsort(-similarity(found.index, index), axis=1)])
+    for task in ("recognition", "retrieval"):
+        assert json.loads((together / f"{task}.metrics.json").read_text())["private"]
+
+
+def test_non_landmarks_of_a_file_and_expansion(finished, tiny_mirror, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    table = pd.read_csv(tiny_mirror / "ground_truth/recognition_solution_v2.1.csv", keep_default_na=False)
+    private = table[(table["Usage"] == "Private") & (table["landmarks"] != "")].set_index("id")["landmarks"]
+    others = [pd.read_csv(tiny_mirror / f"metadata/{split}.csv")["id"].iloc[0] for split in ("train", "index")]
+    (tmp_path / "ids").write_text("\n".join([private.index[0], *others]))
+    run("recognition.py", work, "--penalty=winners", f"--non-landmarks={tmp_path / 'ids'}")
+    said = pd.read_csv(work / "recognition.csv").set_index("id")["landmarks"].str.split(" ", expand=True)
+    assert len(said) == len(table)
+    right = (said[0] == private.reindex(said.index))[private.index[1:]]
+    scores = json.loads((work / "recognition.metrics.json").read_text())
+    assert scores["private"]["top1"] == pytest.approx(right.mean())
+
+    expand = ["--query-expansion=2", "--database-augmentation=2"]
+    run("retrieval.py", work, "--rerank-by=insert", *expand)
+    made = {path: path.stat().st_mtime_ns for path in work.glob("expanded/*/*.npz")}
+    assert {path.parent.name for path in made} == {"test", "index"}
+    run("retrieval.py", work, "--no-rerank", *expand)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    index_ids = set(pd.read_csv(tiny_mirror / "metadata/index.csv")["id"])
+    for cell in pd.read_csv(work / "retrieval.csv")["images"]:
+        assert set(cell.split(" ")) == index_ids
+
+
 def test_several_runs_share_the_embedding(finished, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished, work)
@@ -240,6 +298,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
         ("recognition.py", finished, ["--backbone=VGG16"], "another --work"),
         ("retrieval.py", tmp_path / "f", [mirror], "recognition.py"),
         ("retrieval.py", finished, ["--no-such-setting"], "no-such-setting"),
+        ("retrieval.py", Path(f"{finished},{tmp_path}/g"), [], "no trained model"),
+        ("recognition.py", finished, ["--penalty=winners", f"--non-landmarks={occupied}"], "occupied"),
     ]
     for script, work, arguments, message in cases:
         done = run(script, work, *arguments, check=False)

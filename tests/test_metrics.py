@@ -21,6 +21,7 @@ from metrics import (
     top1_accuracy,
     write_scores,
 )
+from nonlandmarks import References
 
 ROOT = Path(metrics.__file__).parent
 
@@ -248,6 +249,24 @@ def test_score_recognition(tmp_path):
         "public": {"gap": pytest.approx(1 / 6), "gap_landmarks_only": pytest.approx(1 / 4), "top1": 0.5},
         "private": {"gap": 0.5, "gap_landmarks_only": 0.5, "top1": 0.5},
     }
+
+
+def test_a_photo_that_served_its_own_score_as_a_non_landmark_does_not_count(tmp_path):
+    submission, solution = recognition_files(tmp_path)
+    # b, whose landmark is 1 and not the 2 predicted, and e, which is ignored anyway
+    scores = score_recognition(submission, solution, [References({"b", "e"}, ["test"], set("abcdef"))])
+    # ranked: c without landmark, a right; one image with landmark
+    assert scores["public"] == {"gap": 1 / 2, "gap_landmarks_only": 1.0, "top1": 1.0}
+    assert scores["private"] == score_recognition(submission, solution)["private"]
+    # The photos of each half served the other's scores, which is no harm.
+    halves = [References({"c"}, ["test"], {"d", "f"}), References({"d"}, ["test"], {"a", "b", "c"})]
+    assert score_recognition(submission, solution, halves) == score_recognition(submission, solution)
+    with pytest.raises(InputError, match="nothing to score"):
+        score_recognition(submission, solution, [References(set("abdf"), ["test"], set("abcdef"))])
+
+    path = tmp_path / "recognition.metrics.json"
+    write_scores("recognition", submission, solution, path, references=[References({"b"}, ["test"], set("abcdef"))])
+    assert json.loads(path.read_text()) == scores
 
 
 def test_score_retrieval(tmp_path):

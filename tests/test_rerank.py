@@ -1,5 +1,4 @@
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,9 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from command import InputError
-from features import Features, load_features, save_features
-from rerank import expand, same_landmark, soft_same_landmark, sort_and_insert
-from search import Neighbours, search
+from rerank import (
+    frequent_as_nonlandmark,
+    nonlandmark_similarity,
+    penalise,
+    same_landmark,
+    soft_same_landmark,
+    sort_and_insert,
+)
+from search import Neighbours
 
 
 def neighbours(similarities, positions, query_landmark, index_landmark) -> Neighbours:
@@ -210,94 +215,48 @@ def test_sort_and_insert_of_a_landmark_with_many_photos_found():
     assert result.positions[0].tolist() == list(range(100))
 
 
-def write(folder, name, embeddings, dtype=np.float32):
-    ids = np.array([f"{name}{row}" for row in range(len(embeddings))], dtype="U20")
-    scores = np.linspace(0, 1, len(ids), dtype=np.float32)
-    save_features(folder / f"{name}.npz", Features(ids, embeddings.astype(dtype), np.arange(len(ids)), scores))
-    return folder / f"{name}.npz"
+def test_nonlandmark_similarity_by_hand():
+    found = neighbours([[0.5, 0.25, -0.25], [0.5, 0.25, -np.inf]], [[4, 2, 0], [1, 0, -1]], [0, 0], [0] * 5)
+    assert nonlandmark_similarity(found, 1).tolist() == [0.5, 0.5]
+    assert nonlandmark_similarity(found, 2).tolist() == [0.375, 0.375]
+    assert nonlandmark_similarity(found, 3).tolist() == [0.5 / 3, 0.375]
+    assert nonlandmark_similarity(found, 10).tolist() == [0.5 / 3, 0.375]
+    assert nonlandmark_similarity(neighbours([[-np.inf]], [[-1]], [0], []), 5).tolist() == [0]
 
 
-def unit(rng, count, dimension):
-    embeddings = rng.standard_normal((count, dimension)) + 0.5
-    return (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+@given(st.data(), random_neighbours())
+def test_penalise_equals_a_loop(data, given):
+    penalty = data.draw(arrays(np.float64, len(given.index_ids), elements=st.integers(-8, 8).map(lambda n: n / 8)))
+    result = penalise(given, penalty)
+    assert result.similarities.dtype == np.float32 and result.positions.dtype == np.int32
+    for query, (similarities, positions) in enumerate(zip(given.similarities, given.positions, strict=True)):
+        left = [
+            (s - np.float32(penalty[p]) if p >= 0 else -np.inf, p) for s, p in zip(similarities, positions, strict=True)
+        ]
+        left.sort(key=lambda pair: -pair[0])
+        assert list(zip(result.similarities[query], result.positions[query], strict=True)) == left
 
 
-def naive_expand(queries, index, count, alpha, own=False):
-    """The definition, on whole matrices."""
-    similarities = queries @ index.T
-    if own:
-        np.fill_diagonal(similarities, -np.inf)
-    expanded = []
-    for query, row in zip(queries, similarities, strict=True):
-        nearest = [place for place in np.argsort(-row)[:count] if row[place] > -np.inf]
-        total = query + sum(max(row[place], 0) ** alpha * index[place] for place in nearest)
-        expanded.append(total / np.linalg.norm(total))
-    return np.array(expanded)
+def test_frequent_landmarks_come_last_in_their_order():
+    landmark = np.array([7, 5, 7, 5, 7, 6, 7])
+    score = np.array([0.9, 0.2, 1e-80, 0.1, 0.9, -0.3, 1e-70])
+    result = frequent_as_nonlandmark(landmark, score, most=2)
+    assert np.argsort(-result, kind="stable").tolist() == [1, 3, 5, 0, 4, 6, 2]
+    assert result[0] == result[4]
+    np.testing.assert_array_equal(result[landmark != 7], score[landmark != 7])
+    np.testing.assert_array_equal(frequent_as_nonlandmark(landmark, score, most=4), score)
+    assert score[0] == 0.9
 
 
-@pytest.mark.parametrize("parts", [1, 2, 9])
-@pytest.mark.parametrize("count, alpha", [(1, 3.0), (4, 3.0), (5, 0.0), (60, 1.0)])
-def test_query_expansion_equals_a_loop(tmp_path, parts, count, alpha):
-    rng = np.random.default_rng(0)
-    queries, index = ([unit(rng, n, 8) for n in counts] for counts in ((13, 0, 20, 1), (9, 17, 0, 14)))
-    query_files = [write(tmp_path, f"query{n}-", part) for n, part in enumerate(queries)]
-    index_files = [write(tmp_path, f"index{n}-", part) for n, part in enumerate(index)]
-    found = search(query_files, index_files, 60)
-    files = expand(found, query_files, index_files, tmp_path / "expanded", count, alpha, parts)
-    assert files == [tmp_path / "expanded" / path.name for path in query_files]
-    new = [load_features(path) for path in files]
-    for before, after in zip(map(load_features, query_files), new, strict=True):
-        for name in ("ids", "landmark", "score"):
-            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-        assert after.embeddings.dtype == np.float32
-    expected = naive_expand(np.concatenate(queries), np.concatenate(index), count, alpha)
-    np.testing.assert_allclose(np.concatenate([features.embeddings for features in new]), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-def test_database_augmentation_equals_a_loop(tmp_path, parts):
-    rng = np.random.default_rng(1)
-    index = [unit(rng, n, 8) for n in (9, 17, 14)]
-    files = [write(tmp_path, f"index{n}-", part) for n, part in enumerate(index)]
-    new = expand(search(files, files, 4), files, files, tmp_path / "augmented", 3, 2.0, parts)
-    everything = np.concatenate(index)
-    found = np.concatenate([load_features(path).embeddings for path in new])
-    np.testing.assert_allclose(found, naive_expand(everything, everything, 3, 2.0, own=True), atol=1e-5)
-    assert search(new, new, 3).positions[:, 0].tolist() == list(range(40))  # a second search runs
-
-
-def test_a_photo_is_not_its_own_neighbour_even_among_copies(tmp_path):
-    # Photos 0 to 2 are one: each is its copies' neighbour, whatever the order in which the search names them.
-    embeddings = np.array([[1, 0]] * 3 + [[0.6, 0.8]], np.float32)
-    files = [write(tmp_path, "index", embeddings)]
-    new = load_features(expand(search(files, files, 3), files, files, tmp_path / "augmented", 2, 1.0)[0])
-    np.testing.assert_allclose(new.embeddings[:3], [[1, 0]] * 3, atol=1e-6)
-    expected = np.array([0.6, 0.8]) + 0.6 * np.array([2, 0])
-    np.testing.assert_allclose(new.embeddings[3], expected / np.linalg.norm(expected), atol=1e-6)
-
-
-def test_expansion_by_hand_in_half_precision(tmp_path):
-    # The query and 0.8**2 of photo 1; photo 0 is on the other side and counts 0.
-    query = write(tmp_path, "query", np.array([[1, 0]]), np.float16)
-    index = write(tmp_path, "index", np.array([[-0.6, 0.8], [0.8, 0.6]]), np.float16)
-    new = load_features(expand(search([query], [index], 2), [query], [index], tmp_path / "new", 2, 2.0)[0])
-    assert new.embeddings.dtype == np.float16
-    expected = np.array([1 + 0.64 * 0.8, 0.64 * 0.6])
-    np.testing.assert_allclose(new.embeddings, [expected / np.linalg.norm(expected)], atol=1e-3)
-
-
-def test_memory_of_expansion_is_that_of_one_part(tmp_path):
-    rng = np.random.default_rng(0)
-    files = [write(tmp_path, f"index{n}-", unit(rng, 300, 256)) for n in range(12)]
-    found = search(files, files, 4)
-
-    def peak(parts):
-        tracemalloc.start()
-        expand(found, files, files, tmp_path / f"new{parts}", 3, parts=parts)
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
-
-    file = 300 * 256 * 4
-    # Reading a file takes a few times its size for a moment.
-    assert peak(12) < 10 * file < 30 * file < peak(1)
+@given(st.data(), st.integers(0, 12), st.integers(0, 3))
+def test_frequent_landmarks_equal_a_loop(data, photos, most):
+    landmark = data.draw(arrays(np.int64, photos, elements=st.integers(0, 3)))
+    score = data.draw(arrays(np.float64, photos, elements=st.floats(-1e6, 1e6)))
+    result = frequent_as_nonlandmark(landmark, score, most)
+    frequent = [list(landmark).count(one) > most for one in landmark]
+    for a in range(photos):
+        for b in range(photos):
+            if frequent[a] == frequent[b]:
+                assert (result[a] < result[b]) == (score[a] < score[b])
+            elif frequent[a]:
+                assert result[a] < result[b]

@@ -3,6 +3,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,32 @@ def test_carries_the_predicted_landmarks(tmp_path):
     assert found.index_landmark.tolist() == [0, 1, 2, 10, 11, 12]
     without = search.search([write(tmp_path, "plain", np.eye(3))], [write(tmp_path, "plain_index", np.eye(3))], 2)
     assert without.query_landmark is None and without.index_landmark is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(searches(), st.data())
+def test_photos_that_are_not_wanted_are_as_if_not_there(tmp_path_factory, case, data):
+    queries, index, k, parts = case
+    folder = tmp_path_factory.mktemp("features")
+    query_files = [write(folder, f"query{n}", file, np.arange(len(file))) for n, file in enumerate(queries)]
+    index_files = [write(folder, f"index{n}", file, np.arange(len(file)) + 10 * n) for n, file in enumerate(index)]
+    wanted, kept_files = ["elsewhere"], []
+    for path in index_files:
+        rows = np.array(
+            data.draw(st.lists(st.booleans(), min_size=(n := len(load_features(path).ids)), max_size=n)), bool
+        )
+        kept = Features(*(None if array is None else array[rows] for array in load_features(path)))
+        kept_files.append(path.with_stem(f"kept-{path.stem}"))
+        save_features(kept_files[-1], kept)
+        wanted += kept.ids.tolist()
+    found = search.search(query_files, index_files, k, parts, pd.Index(wanted))
+    expected = search.search(query_files, kept_files, k, parts)
+    for name, array in found._asdict().items():
+        if name != "positions":
+            np.testing.assert_array_equal(array, getattr(expected, name))
+    # Which of those that tie for the k-th place are kept is left to faiss.
+    sure = found.similarities > found.similarities[:, -1:]
+    np.testing.assert_array_equal(found.positions[sure], expected.positions[sure])
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
