@@ -12,7 +12,7 @@ import recipe as recipes
 from command import check_stop
 from features import Features, is_whole, load_features, save_features
 from mirror import Mirror
-from recipe import Recipe
+from settings import Recipe
 
 
 def embed(recipe: Recipe, mirror: Mirror, splits: list[str]) -> dict[str, list[Path]] | None:

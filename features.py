@@ -12,7 +12,8 @@ from command import check_stop
 from files import whole
 from generators import Batches, record_skipped
 from mirror import Mirror
-from recipe import Recipe, selected
+from recipe import selected
+from settings import Recipe
 from shards import FolderShard, TarShard
 
 if TYPE_CHECKING:

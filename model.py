@@ -177,7 +177,7 @@ def build_model(
     """(B, H, W, 3) uint8 RGB photos to what the `loss` takes; the layer "embedding" holds their (B, D) embeddings.
 
     That is for "softmax" the probabilities (B, classes), for "arcface" the cosines to the centres (B, classes), for
-    "triplet" the embeddings themselves; all float32. Arguments as the settings of the same names (`recipe.Recipe`).
+    "triplet" the embeddings themselves; all float32. Arguments as the settings of the same names (`settings.Recipe`).
 
     Raises:
         InputError: no such backbone, or its weights cannot be had.

@@ -65,7 +65,7 @@ class RandomAccess:
                 continue
             self._shard[row] = len(self._shards)
             if is_tar:
-                self._offset[row], self._length[row] = shard._places[identity]
+                self._offset[row], self._length[row] = shard.places[identity]
         self._shards.append(shard.path if is_tar else shard)
 
     def _row(self, identity: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The settings: typed, checked, from a recipe (TOML), the work folder, and the command line.
+"""Where settings come from: a recipe (TOML), the work folder, and the command line.
 
 A recipe in `recipes/` holds one known-good set. What the command line gives wins over the recipe; what neither gives
 has the default below, which is the `small` recipe. The work folder keeps the settings that its model was made with.
@@ -8,14 +8,14 @@ import re
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from command import InputError
 from files import whole
+from settings import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,227 +23,6 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
-UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def _seconds(value: object) -> object:
-    """`90m`, `11h`, `11h30m` or a number of seconds."""
-    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[hms])+", value):
-        return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", value))
-    return value
-
-
-def _yes_or_file(value: object) -> object:
-    """TOML's true and false, as the command line has them."""
-    return {True: "true", False: "", "false": ""}.get(value, value) if isinstance(value, bool | str) else value
-
-
-class Recipe(BaseSettings):
-    """Settings of recognition.py and retrieval.py; photos are measured in pixels."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_exit_on_error=False,
-    )
-
-    recipe: str = "small"
-    """the settings to start from: a name in recipes/ or a TOML file; a work folder's own where it has one"""
-    mirror: str = "sample"
-    """where the photos are: `sample` (built in), a URL, or a folder"""
-    work: Path = Path("work")
-    """folder for everything that is made; a run that was stopped goes on from what it holds. A,B: several trained ones,
-    whose embeddings are put side by side; what is made goes to A+B"""
-    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0)
-    """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
-    shards: str = Field("", pattern=r"^(\d+:\d+)?$")
-    """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
-
-    ahead: int = Field(1, ge=0)
-    """shards to download while one is in use; at most this + 1 are on disk"""
-    strict_md5: bool = False
-    """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
-
-    clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
-    """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
-    min_images: int = Field(2, ge=1)
-    """learn only landmarks with at least this many train photos"""
-    exclude: list[int] = []
-    """landmark ids not to learn"""
-    validation_shards: int = Field(1, ge=0)
-    """train shards, the last ones, held out to validate on"""
-    validation_images: int = Field(2048, ge=1)
-    """photos of the held-out shards to validate on, at most; they stay in memory"""
-
-    backbone: str = "EfficientNetLite0"
-    """EfficientNetLite0 or the name of any model in keras.applications"""
-    weights: str = "imagenet"
-    """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
-    pooling: Literal["max", "average", "gem", "flatten"] = "average"
-    """how the feature map becomes the embedding; gem: generalized mean with a learned power; flatten: all of it"""
-    embedding_size: int = Field(0, ge=0)
-    """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
-    embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
-    """what follows in that layer"""
-    freeze: int = Field(0, ge=0)
-    """first layers of the backbone that are not trained"""
-    image_size: int = Field(256, ge=32, le=2048)
-    """photos are squashed to a square of this side"""
-    crop: float = Field(0.75, gt=0, le=1)
-    """side of the random square that is trained on, as a part of image_size; 1: all. Predictions see the whole photo"""
-    flip: bool = True
-    """mirror half of the photos while training"""
-    shear: float = Field(0.0, ge=0, le=1)
-    """largest shear while training, as a part of the side"""
-    zoom: float = Field(0.0, ge=0, lt=1)
-    """largest change of size while training, as a part of it"""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """share of the embedding that is dropped before the head while training"""
-    freeze_batch_norm: bool = True
-    """keep a pretrained backbone's batch normalisation as it is: training is twice as fast on a CPU"""
-    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
-
-    loss: Literal["softmax", "arcface", "triplet"] = "softmax"
-    """softmax: cross-entropy over the landmarks; arcface: with sub-centres and a margin for each landmark; triplet: the
-    hardest ones of batches of similar landmarks, which need the mirror in a folder"""
-    subcentres: int = Field(3, ge=1)
-    """ArcFace's centres of each landmark; the nearest one counts"""
-    scale: float = Field(16.0, gt=0)
-    """what ArcFace multiplies cosines by"""
-    margin_smallest: float = Field(0.05, ge=0, le=1.5)
-    """ArcFace's margin of the most frequent landmark, in radians"""
-    margin_largest: float = Field(0.5, ge=0, le=1.5)
-    """and of the rarest one"""
-    class_weights: bool = False
-    """let a photo of a landmark with n train photos count by 1 / log(1 + n)"""
-    classes_per_batch: int = Field(12, ge=2)
-    """landmarks in a batch of triplets"""
-    photos_per_class: int = Field(8, ge=2)
-    """photos of each of them"""
-    subspaces: int = Field(20, ge=1)
-    """groups of similar landmarks, found by k-means, that such batches are drawn from"""
-
-    bottleneck_epochs: int = Field(0, ge=0)
-    """epochs that train the layers after the backbone alone, on its features, which are kept on disk; 0: none"""
-    epochs: int = Field(8, ge=1)
-    """times that every train shard is seen; one shard is one mini-epoch"""
-    batch_size: int = Field(32, ge=1)
-    """photos in a step"""
-    learning_rate: float = Field(3e-4, gt=0)
-    """the learning rate at the start, after the warm-up"""
-    learning_rate_steps: dict[int, float] = {}
-    """learning rate from a mini-epoch on, like 170=1e-4"""
-    schedule: Literal["steps", "cosine"] = "cosine"
-    """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
-    warm_up: float = Field(0.0, ge=0)
-    """mini-epochs in which the learning rate rises from 0"""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """adam, or sgd with momentum 0.9"""
-    accumulate: int = Field(1, ge=1)
-    """steps whose gradients are averaged before the weights change"""
-    keep_best: bool = False
-    """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """share of the target that is spread over all landmarks"""
-    checkpoint_minutes: float = Field(0, ge=0)
-    """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
-    seed: int = Field(0, ge=0)
-    """of the sample, the shuffling, the augmentation and the first weights"""
-
-    mirrored: bool = True
-    """predict each photo and its mirror image, and take the mean; takes twice as long"""
-    recognizer: Literal["head", "neighbours", "centres"] = "neighbours"
-    """what names the landmark of a photo: the model's head, the train photos with the nearest embeddings, or the
-    nearest mean embedding of a landmark"""
-    votes: int = Field(1, ge=1)
-    """nearest train photos that vote on the landmark, when neighbours name it"""
-    vote_power: float = Field(1.0, gt=0)
-    """a vote is the similarity to this power"""
-    vote_all: bool = True
-    """train photos that were not learnt from vote too, but for those of excluded landmarks"""
-    blend: float = Field(0.0, ge=0)
-    """multiply the score by the head's one, where it names the same landmark, to this power; 0: do not"""
-    non_landmarks: str = ""
-    """photos that show no landmark, for the penalty: a file with an id on each line, or `other-half`: for the test
-    photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
-    penalty: Literal["none", "published", "winners"] = "none"
-    """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
-    first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
-    most_predicted: int = Field(0, ge=0)
-    """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
-    models: list[Path] = []
-    """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
-    model_weights: list[Annotated[float, Field(gt=0)]] = []
-    """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
-
-    index_parts: int = Field(6, ge=1)
-    """the index, or the train photos, are searched in so many parts, one in memory at a time"""
-    rerank: bool = True
-    """bring the neighbours with the query's predicted landmark nearer"""
-    rerank_factor: float = Field(1.5, ge=1)
-    """what the distance of such a neighbour is divided by"""
-    rerank_by: Literal["divide", "soft", "insert"] = "divide"
-    """divide: distances by rerank_factor; soft: add what the nearest train photo says for or against; insert: those of
-    the landmark first, the ones that the search missed among them"""
-    rerank_least: float = 0.6
-    """a missed photo is inserted where the scores of its landmark and the query's together are above this"""
-    rerank_depth: int = Field(300, ge=1)
-    """neighbours that are re-ranked before the best 100 are kept"""
-    query_expansion: int = Field(0, ge=0)
-    """add so many nearest index photos to each query, weighted, and search again; 0: do not"""
-    database_augmentation: int = Field(0, ge=0)
-    """add so many nearest index photos to each index photo before the search; 0: do not"""
-
-    @property
-    def crop_size(self) -> int:
-        """Side of the random crop in pixels; 0 for none."""
-        return round(self.crop * self.image_size) if self.crop < 1 else 0
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> "Recipe":
-        if self.learning_rate_steps and self.schedule != "steps":
-            raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
-        if self.pooling == "flatten" and self.crop < 1:
-            raise ValueError("flatten needs photos of one size: --crop 1")
-        if self.work.resolve() == RECIPES.parent / "bottleneck":
-            # Its import fails then, in every script: it looks for its optional package of this name.
-            raise ValueError(
-                "pandas would take the folder `bottleneck` beside the scripts for a package: another --work"
-            )
-        if self.bottleneck_epochs and self.loss == "triplet":
-            raise ValueError("bottleneck_epochs train a head: --loss softmax or arcface")
-        if self.keep_best and not self.validation_shards:
-            raise ValueError("keep_best needs photos to judge by: --validation-shards 1 or more")
-        return self
-
-    @model_validator(mode="after")
-    def _can_recognise(self) -> "Recipe":
-        headless = "several models have no head in common" if self.models else "triplets train no head"
-        if (self.models or self.loss == "triplet") and (self.recognizer == "head" or self.blend):
-            raise ValueError(f"{headless}: --recognizer neighbours or centres, and --blend 0")
-        if self.recognizer == "head" and (self.blend or self.penalty != "none"):
-            raise ValueError("--blend and --penalty change similarities: --recognizer neighbours or centres")
-        if self.penalty != "none" and not self.non_landmarks:
-            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: a file of ids, or other-half")
-        if self.non_landmarks and self.penalty == "none":
-            raise ValueError("--non-landmarks is for --penalty published or winners; else give it as ''")
-        if self.model_weights and len(self.model_weights) != len(self.models):
-            raise ValueError(f"{len(self.model_weights)} --model-weights for {len(self.models)} models of --work A,B")
-        return self
-
-    @property
-    def folders(self) -> list[Path]:
-        """The work folders of the models: this one's, or those of several."""
-        return self.models or [self.work]
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, **_):
-        return (init_settings,)  # no environment variable may change a run unseen
-
 
 # What may differ between two runs in one work folder: it changes neither the model nor the features.
 FREE = {
@@ -251,7 +30,8 @@ FREE = {
     "recognizer", "votes", "vote_power", "vote_all", "blend", "non_landmarks", "penalty", "most_predicted",
     "models", "model_weights",
     "index_parts", "rerank", "rerank_factor", "rerank_by", "rerank_least", "rerank_depth", "query_expansion",
-    "database_augmentation",
+    "database_augmentation", "rerank_inliers",
+    "verify", "extractor", "extractor_model", "local_size", "local_points", "inliers", "comparisons",
 }  # fmt: skip
 OF_ONE_RUN = {"work", "time_limit", "shards"}  # not kept in the work folder
 

@@ -22,6 +22,7 @@ from files import make_writable, whole
 from mirror import Mirror, open_mirror
 from nonlandmarks import References
 from selection import train_photos
+from settings import Recipe
 
 
 def main() -> None:
@@ -37,14 +38,20 @@ def main() -> None:
     command.prepare_backend()
     import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
+    if recipe.verify != "off":
+        import verification
+
+        verification.require(recipe)  # before training, not after it
     if not recipe.models:
         train_model(recipe, mirror)
-    splits = ["test"] if recipe.recognizer == "head" else ["test", "train"]
+    splits = ["test"] if recipe.recognizer == "head" and recipe.verify == "off" else ["test", "train"]
     splits += [split for group in references for split in group.splits if split not in splits]
     files = ensemble.embed(recipe, mirror, splits)
     if files is None:
         return
     found = predict(recipe, mirror, files, references)
+    if recipe.verify != "off":
+        found = verification.verify(recipe, mirror, files, found)
     submission_csv = recipe.work / "recognition.csv"
     submission.write_recognition(
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
@@ -59,7 +66,7 @@ def main() -> None:
     )
 
 
-def train_model(recipe: recipes.Recipe, mirror: Mirror) -> None:
+def train_model(recipe: Recipe, mirror: Mirror) -> None:
     """Train the model in the work folder, or train it further, unless it is finished."""
     import model as models
     import training
@@ -72,14 +79,13 @@ def train_model(recipe: recipes.Recipe, mirror: Mirror) -> None:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
         model = training.train(recipe, mirror, photos, landmarks)
         shutil.rmtree(recipe.work / "features", ignore_errors=True)  # of a model that was here before
+        (recipe.work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
         for name in ("checkpoint.keras", "best.keras"):
             (recipe.work / name).unlink(missing_ok=True)
 
 
-def predict(
-    recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
-) -> pd.DataFrame:
+def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:
     """The `landmark` and `score` of every test photo that could be read, by id.
 
     Args:
@@ -101,7 +107,7 @@ def predict(
 
 
 def predict_by_similarity(
-    recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
+    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
 ) -> pd.DataFrame:
     """As `predict`, by the nearest train photos or class centres: vote, blend with the head, penalty."""
     import rerank

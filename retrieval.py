@@ -16,6 +16,7 @@ import metrics
 import recipe as recipes
 import submission
 from mirror import Mirror, open_mirror
+from settings import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,10 @@ def main() -> None:
     command.prepare_backend()
     import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
+    if recipe.rerank_inliers:
+        import verification
+
+        verification.require(recipe)
     by_train_photos = recipe.rerank and recipe.recognizer != "head"
     files = ensemble.embed(recipe, mirror, ["test", "index"] + ["train"] * by_train_photos)
     if files is None:
@@ -44,6 +49,8 @@ def main() -> None:
     neighbours = find(recipe, files)
     if recipe.rerank:
         neighbours = bring_nearer(recipe, neighbours, *labels(recipe, mirror, files))
+    if recipe.rerank_inliers:
+        neighbours = verification.rerank(recipe, mirror, files, neighbours)
     submission_csv = recipe.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
     metrics.write_scores(
@@ -51,7 +58,7 @@ def main() -> None:
     )
 
 
-def find(recipe: recipes.Recipe, files: dict[str, list[Path]]) -> "Neighbours":
+def find(recipe: Recipe, files: dict[str, list[Path]]) -> "Neighbours":
     """The index photos nearest to each test photo, as many as are needed, after expansion where that is wanted."""
     import expansion
     import search
@@ -67,7 +74,7 @@ def find(recipe: recipes.Recipe, files: dict[str, list[Path]]) -> "Neighbours":
     return search.search(queries, index, depth, parts)
 
 
-def labels(recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list["pd.DataFrame"]:
+def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list["pd.DataFrame"]:
     """The `landmark` of all test and all index photos, by id, and how sure it is (`score`): as the recognizer has them.
 
     Of votes that is their power mean, so that it is a similarity, however many vote with whatever power.
@@ -86,7 +93,7 @@ def labels(recipe: recipes.Recipe, mirror: Mirror, files: dict[str, list[Path]])
 
 
 def bring_nearer(
-    recipe: recipes.Recipe, neighbours: "Neighbours", of_queries: "pd.DataFrame", of_index: "pd.DataFrame"
+    recipe: Recipe, neighbours: "Neighbours", of_queries: "pd.DataFrame", of_index: "pd.DataFrame"
 ) -> "Neighbours":
     """Re-rank: neighbours with the query's landmark come nearer, by what `labels` says of both."""
     import rerank

@@ -6,7 +6,7 @@ import pandas as pd
 
 from command import InputError
 from mirror import Mirror
-from recipe import Recipe
+from settings import Recipe
 
 
 def train_photos(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:

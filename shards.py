@@ -41,7 +41,7 @@ class TarShard:
         self.path = Path(path)
         self.name = self.path.stem
         self.refused: list[tuple[str, str]] = []
-        self._places: dict[str, tuple[int, int]] = {}
+        self.places: dict[str, tuple[int, int]] = {}  # offset and size of each photo, by id
         self._lock = threading.Lock()
         self._file = open(self.path, "rb")
         try:
@@ -49,7 +49,7 @@ class TarShard:
         except (DamagedShard, tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
             self._file.close()
             raise DamagedShard(f"{self.path}: {error}") from error
-        self.ids = list(self._places)
+        self.ids = list(self.places)
 
     def _read_directory(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -64,7 +64,7 @@ class TarShard:
                     self.refused.append((member.name, reason))
                 elif not member.isdir():
                     identity = MEMBER_NAME.fullmatch(member.name).group(4)
-                    self._places[identity] = (member.offset_data, member.size)
+                    self.places[identity] = (member.offset_data, member.size)
         self._file.seek(end)
         tail = self._file.read(2 * tarfile.BLOCKSIZE)
         if len(tail) < tarfile.BLOCKSIZE or any(tail):
@@ -80,13 +80,13 @@ class TarShard:
             return "not named a/b/c/ID.jpg"
         if member.size > MAX_PHOTO_BYTES:
             return f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
-        if match.group(4) in self._places:
+        if match.group(4) in self.places:
             return "id seen before"
         return None
 
     def read(self, identity: str) -> bytes:
         """The encoded photo. Safe to call from several threads."""
-        offset, size = self._places[identity]
+        offset, size = self.places[identity]
         with self._lock:
             self._file.seek(offset)
             return self._file.read(size)

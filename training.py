@@ -22,7 +22,7 @@ from generators import Batches, record_skipped, shuffled
 from losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from mirror import Mirror
 from random_access import RandomAccess
-from recipe import Recipe
+from settings import Recipe
 from shards import FolderShard, TarShard
 from validation import Validation
 

@@ -20,7 +20,7 @@ from command import InputError, check_stop
 from features import Features, is_whole, load_features, save_features
 from generators import Batches, record_skipped
 from mirror import Mirror
-from recipe import Recipe
+from settings import Recipe
 from shards import FolderShard, TarShard
 
 

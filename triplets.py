@@ -24,8 +24,8 @@ from files import whole
 from generators import Batches
 from mirror import Mirror
 from random_access import RandomAccess
-from recipe import Recipe
 from sampling import epoch_batches, find_subspaces
+from settings import Recipe
 
 CLASSES_A_FILE = 1024
 
@@ -43,7 +43,7 @@ def mini_epochs(
     `classes` are the classes by photo id; `model` is as training starts if the centres of the classes are not in the
     work folder yet. Raises InputError for a mirror at a URL.
     """
-    photos = RandomAccess(mirror, "train", names, classes.index, recipe.image_size)
+    photos = RandomAccess(mirror, "train", names, classes.index.tolist(), recipe.image_size)
     try:
         there = classes[photos.ids]
         by_class = [ids.tolist() for _, ids in there.index.to_series().groupby(there.to_numpy())]

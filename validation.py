@@ -9,7 +9,7 @@ import model as models
 from command import check_stop
 from generators import Batches
 from mirror import Mirror
-from recipe import Recipe
+from settings import Recipe
 
 
 class Validation:

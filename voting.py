@@ -14,8 +14,8 @@ import selection
 from command import InputError, check_stop
 from features import Features, load_features, save_features
 from mirror import Mirror
-from recipe import Recipe
 from search import BATCH, Neighbours, search
+from settings import Recipe
 
 
 def gallery(recipe: Recipe, mirror: Mirror, train_files: list[Path]) -> tuple[list[Path], pd.DataFrame]:

@@ -26,7 +26,7 @@ import search  # noqa: E402
 import submission  # noqa: E402
 import voting  # noqa: E402
 from mirror import open_mirror  # noqa: E402
-from recipe import Recipe  # noqa: E402
+from settings import Recipe  # noqa: E402
 
 
 def main() -> None:

@@ -230,6 +230,27 @@ def test_non_landmarks_of_a_file_and_expansion(finished, tiny_mirror, tmp_path):
         assert set(cell.split(" ")) == index_ids
 
 
+def test_verification_by_local_features(finished, tmp_path):
+    """Of photos that are too small to have any: so none has an inlier."""
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    before = pd.read_csv(work / "retrieval.csv")
+    local = ["--extractor=sift", "--local-points=50"]
+    run("recognition.py", work, "--verify=lower", "--comparisons=3", *local)
+    lowered = pd.read_csv(work / "recognition.csv")["landmarks"].str.split(" ", expand=True)
+    assert set(lowered[0].astype(int)) <= {10, 20, 30} and set(lowered[1].astype(float)) == {0}
+    verified = pd.read_csv(work / "verification.csv")
+    assert verified["compared"].tolist() == [3] * len(verified) and (verified["inliers"] == 0).all()
+    done = run("recognition.py", work, "--verify=none", "--comparisons=3", *local)
+    assert "0 of 10 predictions have more than 35 inliers" in done.stdout
+    assert pd.read_csv(work / "recognition.csv")["landmarks"].isna().all()
+    assert json.loads((work / "recognition.metrics.json").read_text())["private"]["gap"] == 0
+
+    run("retrieval.py", work, "--verify=off", "--rerank-inliers=5", *local)
+    assert {path.parent.name for path in work.glob("local/sift/*/*.npz")} == {"index", "test", "train"}
+    pd.testing.assert_frame_equal(pd.read_csv(work / "retrieval.csv"), before)
+
+
 def test_several_runs_share_the_embedding(finished, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished, work)

@@ -7,7 +7,7 @@ import ensemble
 import features
 from ensemble import join
 from features import Features, load_features, save_features
-from recipe import Recipe
+from settings import Recipe
 
 
 def unit(rng, *shape):

@@ -4,7 +4,7 @@ from conftest import make_mirror
 
 from features import Features, embed, load_features, prepare_folder, save_features, take
 from mirror import open_mirror
-from recipe import Recipe
+from settings import Recipe
 
 FEATURES = Features(
     ids=np.array(["abc1", "abc2"]),

@@ -5,7 +5,8 @@ import pytest
 
 import recipe as recipes
 from command import InputError
-from recipe import Recipe, keep, load, selected
+from recipe import keep, load, selected
+from settings import Recipe
 
 
 def test_small_is_the_default():
@@ -14,7 +15,8 @@ def test_small_is_the_default():
 
 def test_every_shipped_recipe_is_valid():
     names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
-    assert {"small", "softmax"} <= set(names)
+    published = {"softmax", "triplet", "arcface", "bottleneck"}
+    assert set(names) == published | {"small", "small-triplet", "small-arcface", "small-bottleneck"}
     for name in names:
         assert load(["--recipe", name]).recipe == name
 
@@ -58,6 +60,8 @@ WRONG = [
     (["stray"], "stray"),
     (["--penalty", "published"], "--penalty published needs --non-landmarks"),
     (["--non-landmarks", "ids.txt"], "--non-landmarks is for --penalty"),
+    (["--verify", "maybe"], "--verify.*'off', 'none' or 'lower'.*maybe"),
+    (["--verify", "none", "--extractor", "savedmodel"], "savedmodel needs the folder with it: --extractor-model"),
     (["--loss", "triplet", "--recognizer", "head"], "triplets train no head: --recognizer neighbours"),
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
@@ -87,6 +91,9 @@ def test_the_work_folder_remembers_its_settings(tmp_path):
     again = load(["--work", str(tmp_path)])
     assert again == begun.model_copy(update={"time_limit": 0})
     assert load(["--work", str(tmp_path), "--no-rerank", "--ahead", "3"]).rerank is False
+    assert (
+        load(["--work", str(tmp_path), "--verify", "none", "--extractor", "sift", "--local-size", "640"]).inliers == 35
+    )
     with pytest.raises(InputError, match="backbone = ResNet50, now VGG16.*another --work"):
         load(["--work", str(tmp_path), "--backbone", "VGG16"])
     with pytest.raises(InputError, match="image_size = 224, now 256"):

@@ -9,8 +9,8 @@ import pytest
 from features import Features, save_features
 from metrics import gap
 from nonlandmarks import References, reference_halves
-from recipe import Recipe
 from recognition import predict
+from settings import Recipe
 from submission import Solution
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from features import Features, save_features
-from recipe import Recipe
 from retrieval import bring_nearer, find, labels, write_submission
 from search import Neighbours
+from settings import Recipe
 
 
 def write(folder, name, embeddings, landmark=None, score=None):

@@ -6,7 +6,8 @@ import pytest
 
 import training
 from command import InputError
-from recipe import Recipe, load
+from recipe import load
+from settings import Recipe
 from training import learning_rate, select_classes
 
 TABLE = pd.DataFrame({"landmark_id": [7] * 20 + [3] * 19 + [138982] * 50 + [5] * 25})

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import validation
-from recipe import Recipe
+from settings import Recipe
 from validation import Validation
 
 # Two landmarks: of class 0 four photos, a to d, of class 1 two, e and f, of class 2 one, g, which is in the database.

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from command import InputError
 from features import Features, load_features, save_features
-from recipe import Recipe
 from search import Neighbours
+from settings import Recipe
 from voting import blend, class_centres, gallery, head, recognise, vote
 
 

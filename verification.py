@@ -1,0 +1,335 @@
+"""Does the photo really show the landmark? Its local features and those of train photos decide.
+
+    python verification.py match A.jpg B.jpg --out matches.png [--extractor sift]
+    python verification.py calibrate WORK
+
+A test photo is compared with train photos of its predicted landmark, the most similar first, until one has more inliers
+than the threshold: then it shows the landmark, else none. The third published solution compares with 20 at most, and
+its threshold is 35 inliers of DELF.
+
+`match` draws the inliers of two photos. `calibrate` tells what each threshold would have given in a WORK folder whose
+run has verified its predictions, by the public half of the solution alone, and which has the best GAP. It ends with the
+threshold at which that run stopped to compare; give the run more `--inliers` for more.
+"""
+
+import argparse
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import command
+import recipe as recipes
+from calibration import calibrate
+from command import InputError, check_stop
+from drawing import draw_matches, draw_verified
+from features import load_features, prepare_folder
+from files import whole
+from generators import in_threads
+from images import UnreadablePhoto
+from local_features import (
+    EXTRACTORS,
+    MODEL_FILES,
+    SMALLEST_SIDE,
+    KeptFeatures,
+    LocalFeatures,
+    decode,
+    keep_features,
+    open_extractor,
+    opencv,
+)
+from matching import MATCHING, Matching, inliers
+from mirror import FolderMirror, Mirror, open_mirror
+from search import Neighbours
+from selection import train_photos
+from settings import Recipe
+from submission import read_recognition_solution
+from tables import read_table
+
+AHEAD = 64  # photos whose results may wait for that of a slower one
+PICTURES = 12  # of verified photos
+
+
+def most_similar(
+    files: list[Path], train_files: list[Path], landmark: pd.Series, train: pd.DataFrame, count: int
+) -> dict[str, list[str]]:
+    """The train photos of each photo's predicted landmark, most similar first, at most `count`, by id.
+
+    All photos of the landmark take part, not only those that a search has found. Memory: the embeddings of the
+    predicted photos, as stored, and one file of the train photos.
+
+    Args:
+        files: features files of the predicted photos.
+        landmark: their predicted landmarks by id; photos without one are left out.
+        train: `id` and `landmark_id` of the train photos.
+    """
+    landmark_of = train.set_index("id")["landmark_id"]
+    parts = [load_features(path) for path in files]
+    rows = [np.isin(part.ids, landmark.index.to_numpy(str)) for part in parts]
+    ids = np.concatenate([part.ids[those] for part, those in zip(parts, rows, strict=True)])
+    embeddings = np.concatenate([part.embeddings[those] for part, those in zip(parts, rows, strict=True)])
+    predicted = landmark.loc[ids].to_numpy()
+    rows_of = pd.Series(predicted).groupby(predicted).indices
+    similarities = np.full((len(ids), count), -np.inf, np.float32)
+    positions = np.full((len(ids), count), -1, np.int64)
+    train_ids: list[str] = []
+    for features in map(load_features, tqdm(train_files, "most similar train photos", unit=" files")):
+        check_stop()
+        shown = landmark_of.loc[features.ids].to_numpy()
+        for shown_landmark, columns in pd.Series(shown).groupby(shown).indices.items():
+            if shown_landmark not in rows_of:
+                continue
+            rows = rows_of[shown_landmark]
+            found = embeddings[rows].astype(np.float32) @ features.embeddings[columns].astype(np.float32).T
+            found = np.hstack([similarities[rows], found])
+            places = np.hstack([positions[rows], np.broadcast_to(len(train_ids) + columns, (len(rows), len(columns)))])
+            order = np.argsort(-found, axis=1, kind="stable")[:, :count]
+            similarities[rows] = np.take_along_axis(found, order, axis=1)
+            positions[rows] = np.take_along_axis(places, order, axis=1)
+        train_ids += features.ids.tolist()
+    return {
+        identity: [train_ids[place] for place in row[row >= 0]]
+        for identity, row in zip(ids.tolist(), positions, strict=True)
+    }
+
+
+def compare(
+    candidates: Mapping[str, Sequence[str]],
+    photos: Mapping[str, LocalFeatures],
+    others: Mapping[str, LocalFeatures],
+    how: Matching,
+    enough: float = math.inf,
+) -> dict[str, list[int]]:
+    """How many inliers each photo has with its candidates, in their order, up to the first with more than `enough`.
+
+    Photos are shared out among the cores in threads, each with one thread of BLAS: its own ones would get into each
+    other's way, 14 ms a pair against 2.
+
+    Args:
+        candidates: ids in `others`, by id in `photos`.
+
+    Raises:
+        InputError: OpenCV or threadpoolctl is not installed.
+        Stopped: the process was asked to end.
+    """
+    opencv()
+    from threadpoolctl import threadpool_limits
+
+    def count(identity: str) -> list[int]:
+        photo, counts = photos[identity], []
+        for candidate in candidates[identity]:
+            check_stop()
+            counts.append(len(inliers(photo, others[candidate], how)))
+            if counts[-1] > enough:
+                break
+        return counts
+
+    with threadpool_limits(1, "blas"):
+        counts = in_threads(count, candidates, AHEAD)
+        return dict(zip(candidates, tqdm(counts, "compare", len(candidates), unit=" photos"), strict=True))
+
+
+def decide(found: pd.DataFrame, inliers: pd.Series, rule: str, threshold: int) -> pd.DataFrame:
+    """The predictions, `landmark` and `score` by id, after verification.
+
+    Args:
+        inliers: the most that a photo has with any train photo, by id.
+        rule: "none" takes the prediction from photos with `threshold` inliers or fewer, as the third published
+            solution; "lower" multiplies scores by min(2 `threshold`, inliers) / (2 `threshold`), which is the
+            min(70, inliers) / 70 of the third place of 2019 (Ozaki and Yokoo, arXiv 1906.04087) where the threshold is
+            35. From a score below 0 it takes as much as it would from one as far above.
+    """
+    if rule == "none":
+        return found[inliers.loc[found.index] > threshold]
+    missing = 1 - np.minimum(inliers.loc[found.index] / (2 * threshold), 1)
+    return found.assign(score=found["score"] - missing * found["score"].abs())
+
+
+def by_inliers(neighbours: Neighbours, counts: np.ndarray, full: int, weight: float = 1.0) -> Neighbours:
+    """The best neighbours in the order of similarity + `weight` * min(`full`, inliers) / `full`; the rest stay below.
+
+    Args:
+        counts: (Q, N) inliers of each query's first N neighbours.
+
+    Returns:
+        The neighbours with these sums as similarities; equal ones stay in their order.
+    """
+    width = counts.shape[1]
+    similarities = neighbours.similarities.copy()
+    similarities[:, :width] += weight * np.minimum(counts, full) / full
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    return neighbours._replace(
+        similarities=np.take_along_axis(similarities, order, axis=1),
+        positions=np.take_along_axis(neighbours.positions, order, axis=1),
+    )
+
+
+def verify(recipe: Recipe, mirror: Mirror, files: Mapping[str, list[Path]], found: pd.DataFrame) -> pd.DataFrame:
+    """Verify the predictions of the test photos; what was found goes to `verification.csv` in the work folder.
+
+    Its columns are `id`, `landmark` and `score` as predicted, `inliers`, the most of any comparison, `match`, the train
+    photo with those, and `compared`, how many there were. The photos with the most inliers are drawn in
+    `report/verification/`, unless the mirror's shards are downloaded: they are gone by then.
+
+    Args:
+        files: features files of the splits test and train.
+        found: `landmark` and `score` by id.
+
+    Returns:
+        What is left of `found`, as the setting `verify` has it.
+    """
+    how = MATCHING[recipe.extractor]
+    candidates = most_similar(files["test"], files["train"], found["landmark"], mirror.train(), recipe.comparisons)
+    model = extractor_folder(recipe, mirror)
+    wanted = {identity for row in candidates.values() for identity in row}
+    photos = kept_features(recipe, mirror, model, "test", files["test"], candidates)
+    others = kept_features(recipe, mirror, model, "train", files["train"], wanted)
+    counts = compare(candidates, photos, others, how, largest_threshold(recipe))
+    verified = found.loc[list(counts), ["landmark", "score"]].assign(
+        inliers=np.array([max(row, default=0) for row in counts.values()], np.int64),  # of no photo, too
+        match=[candidates[i][int(np.argmax(row))] if row else "" for i, row in counts.items()],
+        compared=list(map(len, counts.values())),
+    )
+    with whole(recipe.work / "verification.csv") as part:
+        verified.to_csv(part, index_label="id")
+    confirmed = verified[verified["inliers"] > recipe.inliers]
+    print(f"{len(confirmed):,} of {len(verified):,} predictions have more than {recipe.inliers} inliers")
+    if isinstance(mirror, FolderMirror):
+        shown = confirmed.nlargest(PICTURES, "inliers")
+        draw_verified(shown, photos, others, mirror, how, recipe.local_size, recipe.work / "report" / "verification")
+    return decide(found, verified["inliers"], recipe.verify, recipe.inliers)
+
+
+def rerank(recipe: Recipe, mirror: Mirror, files: Mapping[str, list[Path]], neighbours: Neighbours) -> Neighbours:
+    """The first `recipe.rerank_inliers` neighbours of each test photo, by their inliers and their similarity."""
+    width = min(recipe.rerank_inliers, neighbours.positions.shape[1])
+    places = neighbours.positions[:, :width]
+    candidates = {
+        query: neighbours.index_ids[row[row >= 0]].tolist()
+        for query, row in zip(neighbours.query_ids.tolist(), places, strict=True)
+    }
+    model = extractor_folder(recipe, mirror)
+    wanted = {identity for row in candidates.values() for identity in row}
+    photos = kept_features(recipe, mirror, model, "test", files["test"], candidates)
+    others = kept_features(recipe, mirror, model, "index", files["index"], wanted)
+    counts = np.zeros(places.shape, np.int64)
+    counts[places >= 0] = np.concatenate(list(compare(candidates, photos, others, MATCHING[recipe.extractor]).values()))
+    return by_inliers(neighbours, counts, full=2 * recipe.inliers)
+
+
+def require(recipe: Recipe) -> None:
+    """Raise InputError unless the extractor of these settings opens, or is a DELF that this run trains."""
+    opencv()
+    if recipe.extractor != "delf" or recipe.extractor_model:
+        open_extractor(recipe.extractor, Path(recipe.extractor_model), recipe.local_points)
+
+
+def extractor_folder(recipe: Recipe, mirror: Mirror) -> Path:
+    """The folder of the extractor's model; DELF is trained there, after the recipe's own model, unless it is done."""
+    if recipe.extractor_model:
+        return Path(recipe.extractor_model)
+    if recipe.extractor == "delf":
+        import delf_training  # imports Keras
+        from model import load_labels
+
+        own = recipes.of(recipe.folders[0]) if recipe.models else recipe
+        landmarks = load_labels(own.work / "labels.csv")
+        delf_training.train_delf(own, mirror, train_photos(own, mirror), landmarks)
+    return recipe.folders[0]
+
+
+def kept_features(
+    recipe: Recipe, mirror: Mirror, model: Path, split: str, files: list[Path], wanted: Collection[str]
+) -> KeptFeatures:
+    """The local features of the wanted photos of a split, made now unless they are in the work folder."""
+    open_it = partial(open_extractor, recipe.extractor, model, recipe.local_points)
+    folder = recipe.work / "local" / recipe.extractor
+    digest = hashlib.md5()
+    made_of = MODEL_FILES.get(recipe.extractor)
+    for path in sorted(model.glob(made_of)) if made_of else []:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    prepare_folder(folder / split, [], model=digest.hexdigest(), size=recipe.local_size, points=recipe.local_points)
+    return keep_features(open_it, mirror, split, files, wanted, folder, recipe.local_size, recipe.work)
+
+
+def largest_threshold(recipe: Recipe) -> int:
+    """Up to how many inliers the counts of a run are sure: comparing stops where more would change nothing."""
+    return recipe.inliers if recipe.verify == "none" else 2 * recipe.inliers - 1
+
+
+def match_files(a: Path, b: Path, out: Path, extractor: str, model: Path | None, size: int, points: int) -> None:
+    """Print how many inliers two photos have and draw them; the arguments are those of the command."""
+    if size < SMALLEST_SIDE or points < 2:
+        raise InputError(f"--size {size} --points {points}: give at least {SMALLEST_SIDE} pixels and 2 points")
+    extract = open_extractor(extractor, model, points)
+    photos = [_read_photo(path, size) for path in (a, b)]
+    found = [extract(photo) for photo in photos]
+    rows = inliers(*found, MATCHING[extractor])
+    picture = draw_matches(*photos, found[0].points[rows[:, 0]], found[1].points[rows[:, 1]])
+    try:
+        with whole(out) as part:
+            picture.save(part)
+    except ValueError as error:  # Pillow goes by the suffix
+        raise InputError(f"{out} cannot be written: {error}; give a name like matches.png") from error
+    print(f"{len(rows)} inliers")
+
+
+def _read_photo(path: Path, size: int) -> np.ndarray:
+    try:
+        photo = decode(path.read_bytes(), size)
+    except (OSError, UnreadablePhoto) as error:
+        raise InputError(f"photo {path} cannot be read: {error}") from error
+    if min(photo.shape[:2]) < SMALLEST_SIDE:
+        raise InputError(f"photo {path} is too small: at --size {size} no side may be under {SMALLEST_SIDE} pixels")
+    return photo
+
+
+def calibrate_run(work: Path) -> None:
+    """Print what each threshold would have given in a work folder whose predictions were verified."""
+    path = work / "verification.csv"
+    if not path.exists():
+        raise InputError(f"there is no {path}: run recognition.py --work {work} --verify none to its end first")
+    recipe = recipes.load(["--work", str(work)])
+    mirror = open_mirror(recipe.mirror, work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
+    solution = mirror.solution("recognition")
+    if solution is None:
+        raise InputError(f"{mirror.name} has no recognition solution, whose public half tells what is right")
+    verified = read_table(path, ["id", "landmark", "score", "inliers"]).set_index("id")
+    try:
+        verified = verified.astype({"landmark": "int64", "score": float, "inliers": "int64"})
+        if not np.isfinite(verified["score"]).all():
+            raise ValueError("a score is not finite")
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path} is damaged: {error}; delete it and run recognition.py again") from error
+    truth = read_recognition_solution(solution).public
+    if not any(truth.values()):
+        raise InputError(f"{solution} has no Public photo with a landmark")
+    table, best = calibrate(verified, truth, largest_threshold(recipe))
+    print(table.to_string(float_format="{:.4f}".format))
+    print(f"best GAP: --inliers {best}" if best >= 0 else "best GAP: --verify off")
+
+
+def main() -> None:
+    parser = command.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    matching = commands.add_parser("match", help="draw the inliers of two photos")
+    matching.add_argument("a", type=Path)
+    matching.add_argument("b", type=Path)
+    matching.add_argument("--out", type=Path, required=True, help="the picture to write, like matches.png")
+    matching.add_argument("--extractor", choices=list(EXTRACTORS), default="sift")
+    matching.add_argument("--model", type=Path, help="folder of the SavedModel, or of the trained DELF")
+    matching.add_argument("--size", type=int, default=512, help="pixels of a photo's longer side (default 512)")
+    matching.add_argument("--points", type=int, default=1000, help="of a photo at most (default 1000)")
+    calibrating = commands.add_parser("calibrate", help="precision, recall and GAP by the threshold of inliers")
+    calibrating.add_argument("work", type=Path, help="the work folder of a run with --verify")
+    arguments = vars(parser.parse_args())
+    {"match": match_files, "calibrate": calibrate_run}[arguments.pop("command")](**arguments)
+
+
+if __name__ == "__main__":
+    command.run(main)
