@@ -15,21 +15,23 @@ from mirror import Mirror
 
 GAP = 8  # pixels between the photos
 CAPTION = 20  # pixels above them
+MOST_LINES = 75  # more would hide the photos
 
 
 def draw_matches(a: np.ndarray, b: np.ndarray, a_points: np.ndarray, b_points: np.ndarray) -> Image.Image:
     """Two photos, (H, W, 3) uint8 of any two sizes, with a line from each of `a_points` to its one of `b_points`.
 
-    Points are (K, 2), x and y in pixels. The colours go round the hues from the top of the first photo to its bottom,
-    so that lines which cross are told apart.
+    Points are (K, 2), x and y in pixels; of very many only every n-th pair is drawn. The colours go round the hues from
+    the top of the first photo to its bottom, so that lines which cross are told apart.
     """
     shift = a.shape[1] + GAP
     picture = Image.new("RGB", (shift + b.shape[1], CAPTION + max(a.shape[0], b.shape[0])), "white")
     picture.paste(Image.fromarray(a), (0, CAPTION))
     picture.paste(Image.fromarray(b), (shift, CAPTION))
     pen = ImageDraw.Draw(picture)
-    pen.text((4, 4), f"{len(a_points)} inliers", "black")
-    for place, row in enumerate(np.argsort(a_points[:, 1], kind="stable")):
+    every = -(-len(a_points) // MOST_LINES)
+    pen.text((4, 4), f"{len(a_points)} inliers" + f", one in {every} drawn" * (every > 1), "black")
+    for place, row in list(enumerate(np.argsort(a_points[:, 1], kind="stable")))[:: max(every, 1)]:
         ends = a_points[row] + [0, CAPTION], b_points[row] + [shift, CAPTION]
         colour = ImageColor.getrgb(f"hsl({300 * place // len(a_points)}, 100%, 50%)")
         pen.line([tuple(end) for end in ends], "black", width=3)
@@ -50,8 +52,11 @@ def draw_verified(
 ) -> None:
     """Write `folder/ID.png` for each row of a table by test id: with the train photo in its column `match`.
 
-    `size` is that of the photos whose features are in `photos` (test) and `others` (train).
+    Pictures of an earlier run go. `size` is that of the photos whose features are in `photos` (test) and `others`
+    (train).
     """
+    for old in folder.glob("*.png"):
+        old.unlink()
     test = _read(mirror, "test", verified.index, photos, size)
     train = _read(mirror, "train", verified["match"], others, size)
     for identity, other in verified["match"].items():

@@ -6,7 +6,7 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from drawing import CAPTION, GAP, draw_matches, draw_verified
+from drawing import CAPTION, GAP, MOST_LINES, draw_matches, draw_verified
 from local_features import LocalFeatures, decode
 from matching import Matching
 
@@ -35,6 +35,14 @@ def test_lines_join_the_points_and_the_photos_stay():
     assert picture.getpixel((5, CAPTION + 85)) == picture.getpixel((103, CAPTION + 5)) == WHITE  # below a; between
     drawn = (np.asarray(picture)[CAPTION:] != np.asarray(draw_matches(a, b, *np.empty((2, 0, 2))))[CAPTION:]).any(-1)
     assert 0.01 < drawn.mean() < 0.1
+
+
+def test_of_very_many_inliers_some_are_drawn():
+    a, b = photo(400, 10), photo(400, 10)
+    points = np.stack([np.full(MOST_LINES * 2, 5), np.arange(MOST_LINES * 2) * 2], axis=1)
+    between = np.asarray(draw_matches(a, b, points, points))[CAPTION:, 10 + GAP // 2]
+    assert (between != 255).any(axis=1).sum() <= MOST_LINES * 3  # a line is three pixels wide
+    assert (between[::4][:MOST_LINES] != 255).any(axis=1).all()
 
 
 def test_without_inliers_the_photos_are_side_by_side():
@@ -67,6 +75,8 @@ def test_each_verified_photo_is_drawn_beside_its_match(tmp_path, size):
     rng = np.random.default_rng(0)
     points, descriptors = rng.uniform(0, 30, (9, 2)).astype(np.float32), np.eye(9, dtype=np.float32)
     kept = Kept(dict.fromkeys(data, LocalFeatures(points, descriptors)))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/old.png").touch()
     verified = pd.DataFrame({"match": ["r1", "r0"], "inliers": [9, 9]}, index=["t0", "t1"])
     draw_verified(verified, kept, kept, Mirror(), Matching(1.0, 0.5, 4.0), size, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["t0.png", "t1.png"]

@@ -236,7 +236,7 @@ def test_verification_by_local_features(finished, tmp_path):
     shutil.copytree(finished, work)
     before = pd.read_csv(work / "retrieval.csv")
     local = ["--extractor=sift", "--local-points=50"]
-    run("recognition.py", work, "--verify=lower", "--comparisons=3", *local)
+    run("recognition.py", work, "--verify=lower", "--inlier-weight=1", "--comparisons=3", *local)
     lowered = pd.read_csv(work / "recognition.csv")["landmarks"].str.split(" ", expand=True)
     assert set(lowered[0].astype(int)) <= {10, 20, 30} and set(lowered[1].astype(float)) == {0}
     verified = pd.read_csv(work / "verification.csv")
