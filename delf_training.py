@@ -96,8 +96,8 @@ def train_attention(
     shown = keras.Input((None, None, 3), dtype="uint8", name="photos")
     maps = features(start.get_layer("normalization")(start.get_layer("augmentation")(shown)), training=False)
     pooled = AttentivePooling(dtype="float32")(maps, delf.attention_head()(maps))
-    # A random softmax would teach the attention to look elsewhere before it knows a landmark itself: over frozen ImageNet
-    # features of 48 real landmarks the loss came down to 1.4 in ten epochs; from zeros it comes down to 0.2.
+    # A random softmax would teach the attention to look elsewhere before it knows a landmark itself: over frozen
+    # ImageNet features of 48 real landmarks the loss came down to 1.4 in ten epochs; from zeros it comes down to 0.2.
     softmax = layers.Dense(
         len(landmarks), activation="softmax", kernel_initializer="zeros", dtype="float32", name="landmark"
     )
