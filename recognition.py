@@ -33,7 +33,6 @@ def main() -> None:
     mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.non_landmarks, mirror)
-    recipes.keep(recipe)
 
     command.prepare_backend()
     import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
@@ -42,6 +41,7 @@ def main() -> None:
         import verification
 
         verification.require(recipe)  # before training, not after it
+    recipes.keep(recipe)
     if not recipe.models:
         train_model(recipe, mirror)
     splits = ["test"] if recipe.recognizer == "head" and recipe.verify == "off" else ["test", "train"]

@@ -212,7 +212,7 @@ def colours(name, weights):
 
 
 def test_the_attention_learns_what_tells_the_landmark_and_the_features_stay(begin, tmp_path, monkeypatch):
-    """The bright cells have the landmark's colour, the others any; without attention the loss stays above 1."""
+    """The bright cells have the landmark's colour, the others any; with a frozen attention the loss stays at 1.0."""
     photos = pd.DataFrame({"id": map(identity, range(24)), "url": map(str, range(24)), "split": "train"})
     photos["landmark_id"] = pd.array(LANDMARKS[np.arange(24) % 3], "Int64")
     convert.build_mirror(photos, lambda number: encoded(patchwork(int(number))[0]), tmp_path / "patchwork")
@@ -228,11 +228,11 @@ def test_the_attention_learns_what_tells_the_landmark_and_the_features_stay(begi
         np.testing.assert_array_equal(before, after)
     history = pd.read_csv(recipe.work / "attention/training.csv")
     assert len(history) == 20 * 6  # epochs, shards
-    assert history["loss"][-6:].mean() < 0.3
+    assert history["loss"][-6:].mean() < 0.1
     for number in range(100, 130):  # photos that it has not seen
         photo, bright = patchwork(number)
         scores = np.asarray(extractor.predict_on_batch(photo[None])["scores"])[0, :, :, 0]
-        assert scores[bright].min() > 1.2 * scores[~bright].max()
+        assert scores[bright].min() > 1.5 * scores[~bright].max()
     assert not (recipe.work / "attention/checkpoint.keras").exists()
 
 
