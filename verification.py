@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,8 @@ def rerank(recipe: Recipe, mirror: Mirror, files: Mapping[str, list[Path]], neig
     photos = kept_features(recipe, mirror, model, "test", files["test"], candidates)
     others = kept_features(recipe, mirror, model, "index", files["index"], wanted)
     counts = np.zeros(places.shape, np.int64)
-    counts[places >= 0] = np.concatenate(list(compare(candidates, photos, others, MATCHING[recipe.extractor]).values()))
+    found = compare(candidates, photos, others, MATCHING[recipe.extractor])
+    counts[places >= 0] = list(chain.from_iterable(found.values()))
     return by_inliers(neighbours, counts, full=2 * recipe.inliers)
 
 
