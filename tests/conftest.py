@@ -5,6 +5,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from PIL import Image
 import command
 import convert
 import download
+from features import Features, save_features
 
 
 def jpeg(seed: int, size=(40, 30), **options) -> bytes:
@@ -57,6 +59,19 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
         photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)}
     )
     return out
+
+
+def write_features(folder: Path, name: str, embeddings, landmark=None, score=None) -> list[Path]:
+    """A features file of photos `NAME0`, `NAME1`, ..., the only one of its split."""
+    ids = np.array([f"{name}{row}" for row in range(len(embeddings))])
+    save_features(folder / f"{name}.npz", Features(ids, np.array(embeddings, np.float32), landmark, score))
+    return [folder / f"{name}.npz"]
+
+
+def mirror_of(train_landmark: list[int]) -> SimpleNamespace:
+    """A mirror with no more than the landmarks of its train photos, `train0`, `train1`, ..."""
+    ids = [f"train{row}" for row in range(len(train_landmark))]
+    return SimpleNamespace(train=lambda: pd.DataFrame({"id": ids, "landmark_id": np.array(train_landmark)}))
 
 
 def tars(cache: Path) -> list[str]:

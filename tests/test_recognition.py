@@ -1,28 +1,14 @@
 """The stages after the embedding, on features made by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import mirror_of, write_features
 
-from features import Features, save_features
 from metrics import gap
 from nonlandmarks import References, reference_halves
 from recognition import predict
 from settings import Recipe
 from submission import Solution
-
-
-def write(folder, name, embeddings, landmark=None, score=None):
-    ids = np.array([f"{name}{row}" for row in range(len(embeddings))])
-    save_features(folder / f"{name}.npz", Features(ids, np.array(embeddings, np.float32), landmark, score))
-    return [folder / f"{name}.npz"]
-
-
-def mirror_of(train_landmark):
-    ids = [f"train{row}" for row in range(len(train_landmark))]
-    return SimpleNamespace(train=lambda: pd.DataFrame({"id": ids, "landmark_id": np.array(train_landmark)}))
 
 
 def unit(rng, *shape):
@@ -34,9 +20,9 @@ def unit(rng, *shape):
 def by_hand(tmp_path):
     """Train photo 0 looks like the references 0 and 1; it is the test photo's nearest, but not after the penalty."""
     files = {
-        "test": write(tmp_path, "test", [[0.6, 0.8, 0, 0]]),
-        "train": write(tmp_path, "train", [[0, 1, 0, 0], [0.6, 0, 0.8, 0], [0.8, 0, 0, 0.6]]),
-        "index": write(tmp_path, "index", [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0.8, 0.6, 0]]),
+        "test": write_features(tmp_path, "test", [[0.6, 0.8, 0, 0]]),
+        "train": write_features(tmp_path, "train", [[0, 1, 0, 0], [0.6, 0, 0.8, 0], [0.8, 0, 0, 0.6]]),
+        "index": write_features(tmp_path, "index", [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0.8, 0.6, 0]]),
     }
     references = [References({"index0", "index2"}, ["index"], {"test0"})]
     return Recipe(work=tmp_path, non_landmarks="file", penalty="winners"), mirror_of([1, 2, 2]), files, references
@@ -72,9 +58,9 @@ def test_the_winners_penalty_by_hand(by_hand):
 def test_the_published_penalty_counts_5_and_the_winners_10_of_many_references(tmp_path):
     angles = np.radians(np.arange(12) * 5)
     files = {
-        "test": write(tmp_path, "test", [[1, 0]]),
-        "train": write(tmp_path, "train", [[1, 0], [0, 1]]),
-        "index": write(tmp_path, "index", np.stack([np.cos(angles), np.sin(angles)], axis=1)),
+        "test": write_features(tmp_path, "test", [[1, 0]]),
+        "train": write_features(tmp_path, "train", [[1, 0], [0, 1]]),
+        "index": write_features(tmp_path, "index", np.stack([np.cos(angles), np.sin(angles)], axis=1)),
     }
     references = [References({f"index{n}" for n in range(12)}, ["index"], {"test0"})]
     mirror, nearest = mirror_of([1, 2]), np.cos(angles)
@@ -99,8 +85,10 @@ def test_centres_by_hand(by_hand):
 
 def test_blending_comes_before_the_penalty(tmp_path):
     files = {
-        "test": write(tmp_path, "test", [[1, 0], [0.8, 0.6]], np.array([7, 7]), np.array([0.5, 0.25], np.float32)),
-        "train": write(tmp_path, "train", [[1, 0], [0, 1]], np.array([7, 9]), np.ones(2, np.float32)),
+        "test": write_features(
+            tmp_path, "test", [[1, 0], [0.8, 0.6]], np.array([7, 7]), np.array([0.5, 0.25], np.float32)
+        ),
+        "train": write_features(tmp_path, "train", [[1, 0], [0, 1]], np.array([7, 9]), np.ones(2, np.float32)),
     }
     mirror, recipe = mirror_of([7, 9]), Recipe(work=tmp_path, blend=2)
     np.testing.assert_allclose(predict(recipe, mirror, files, [])["score"], [0.25, 0.8 * 0.0625], rtol=1e-5)
@@ -117,8 +105,8 @@ def test_a_landmark_predicted_too_often_comes_last(tmp_path, recognizer):
     test = np.stack([np.cos(angles), np.sin(angles) * (landmark == 1), np.sin(angles) * (landmark == 2)], axis=1)
     test[2] = [0, 0.1, np.sqrt(0.99)]
     files = {
-        "test": write(tmp_path, "test", test, landmark, score),
-        "train": write(tmp_path, "train", [[1, 0, 0], [0, 0, 1]], np.array([1, 2]), np.ones(2, np.float32)),
+        "test": write_features(tmp_path, "test", test, landmark, score),
+        "train": write_features(tmp_path, "train", [[1, 0, 0], [0, 0, 1]], np.array([1, 2]), np.ones(2, np.float32)),
     }
     recipe = Recipe(work=tmp_path, recognizer=recognizer, most_predicted=2)
     found = predict(recipe, mirror_of([1, 2]), files, [])
@@ -139,7 +127,7 @@ def by_halves(recipe, mirror, files, solution):
 @pytest.mark.parametrize("penalty", ["published", "winners"])
 def test_a_halfs_scores_do_not_depend_on_its_own_solution(tmp_path, penalty):
     rng = np.random.default_rng(0)
-    files = {name: write(tmp_path, name, unit(rng, count, 8)) for name, count in (("test", 40), ("train", 30))}
+    files = {name: write_features(tmp_path, name, unit(rng, count, 8)) for name, count in (("test", 40), ("train", 30))}
     mirror = mirror_of(rng.integers(0, 5, 30))
     ids = [f"test{n}" for n in range(40)]
     truth = {i: [1] if rng.random() < 0.5 else [] for i in ids}
@@ -164,7 +152,7 @@ def test_the_penalty_raises_gap_among_non_landmarks(tmp_path):
         "test": np.where(shows[:, None], centres[truth], crowd) + 0.15 * rng.standard_normal((400, 32)),
     }
     files = {
-        name: write(tmp_path, name, array / np.linalg.norm(array, axis=1, keepdims=True))
+        name: write_features(tmp_path, name, array / np.linalg.norm(array, axis=1, keepdims=True))
         for name, array in photos.items()
     }
     cells = {f"test{n}": [int(truth[n])] if shows[n] else [] for n in range(400)}

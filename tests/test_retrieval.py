@@ -6,22 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import mirror_of, write_features
 
-from features import Features, save_features
 from retrieval import bring_nearer, find, labels, write_submission
 from search import Neighbours
 from settings import Recipe
-
-
-def write(folder, name, embeddings, landmark=None, score=None):
-    ids = np.array([f"{name}{row}" for row in range(len(embeddings))])
-    save_features(folder / f"{name}.npz", Features(ids, np.array(embeddings, np.float32), landmark, score))
-    return [folder / f"{name}.npz"]
-
-
-def mirror_of(train_landmark):
-    ids = [f"train{row}" for row in range(len(train_landmark))]
-    return SimpleNamespace(train=lambda: pd.DataFrame({"id": ids, "landmark_id": np.array(train_landmark)}))
 
 
 def at(*degrees):
@@ -38,9 +27,9 @@ def cosine(degrees):
 
 def test_labels_and_how_sure_they_are(tmp_path):
     files = {
-        "test": write(tmp_path, "test", at(0, 180)),
-        "index": write(tmp_path, "index", at(60)),
-        "train": write(tmp_path, "train", at(10, 20, 80)),
+        "test": write_features(tmp_path, "test", at(0, 180)),
+        "index": write_features(tmp_path, "index", at(60)),
+        "train": write_features(tmp_path, "train", at(10, 20, 80)),
     }
     mirror = mirror_of([5, 5, 6])
     query, index = labels(Recipe(work=tmp_path), mirror, files)
@@ -60,7 +49,7 @@ def test_labels_and_how_sure_they_are(tmp_path):
 
 def test_labels_of_the_head(tmp_path):
     files = {
-        name: write(tmp_path, name, at(0, 90), np.array(landmark), np.array(score, np.float32))
+        name: write_features(tmp_path, name, at(0, 90), np.array(landmark), np.array(score, np.float32))
         for name, landmark, score in (("test", [5, 6], [0.5, 0.25]), ("index", [6, 6], [1, 0.125]))
     }
     query, index = labels(Recipe(work=tmp_path, recognizer="head", votes=3), mirror_of([]), files)
@@ -105,7 +94,7 @@ def expanded(queries, index, count, own=False):
 def test_the_index_is_augmented_before_queries_are_expanded_with_it(tmp_path, augmentation, expansion):
     rng = np.random.default_rng(0)
     queries, index = (unit(rng.standard_normal((count, 6))) for count in (5, 40))
-    files = {"test": write(tmp_path, "test", queries), "index": write(tmp_path, "index", index)}
+    files = {"test": write_features(tmp_path, "test", queries), "index": write_features(tmp_path, "index", index)}
     recipe = Recipe(work=tmp_path, database_augmentation=augmentation, query_expansion=expansion)
     if augmentation:
         index = expanded(index, index, augmentation, own=True)
@@ -118,7 +107,7 @@ def test_the_index_is_augmented_before_queries_are_expanded_with_it(tmp_path, au
 
 
 def test_as_many_are_searched_as_re_ranking_needs(tmp_path):
-    files = {name: write(tmp_path, name, at(0, 30)) for name in ("test", "index")}
+    files = {name: write_features(tmp_path, name, at(0, 30)) for name in ("test", "index")}
     for settings, depth in (
         ({}, 300),
         ({"rerank": False}, 100),
