@@ -86,12 +86,7 @@ def train_attention(
 
     Adam at 1e-3 with a cosine schedule; augmentation, batches and seed as the recipe has them.
     """
-    stage = {
-        "work": recipe.work / "attention", "epochs": recipe.delf_epochs, "loss": "softmax", "optimizer": "adam",
-        "learning_rate": 1e-3, "schedule": "cosine", "learning_rate_steps": {}, "warm_up": 0, "accumulate": 1,
-        "keep_best": False,
-    }  # fmt: skip
-    stage = recipe.model_copy(update=stage)
+    stage = recipe.stage("attention", recipe.delf_epochs, loss="softmax", schedule="cosine")
     keras.utils.set_random_seed(recipe.seed)
     shown = keras.Input((None, None, 3), dtype="uint8", name="photos")
     maps = features(start.get_layer("normalization")(start.get_layer("augmentation")(shown)), training=False)
@@ -105,9 +100,7 @@ def train_attention(
     photos = photos[photos["landmark_id"].isin(landmarks)]
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
     names = mirror.shard_names("train")
-    run = training._Run(
-        stage, classes, stage.epochs * len(names), keras.Model(shown, softmax(pooled), name="attention")
-    )
+    run = training.Run(stage, classes, stage.epochs * len(names), keras.Model(shown, softmax(pooled), name="attention"))
     run.train(training.stream(stage, mirror, names, classes, run.model, len(run.history)), lambda _: {})
     return run.model.get_layer("attention")
 

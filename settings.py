@@ -211,6 +211,14 @@ class Recipe(BaseSettings):
         """Side of the random crop in pixels; 0 for none."""
         return round(self.crop * self.image_size) if self.crop < 1 else 0
 
+    def stage(self, name: str, epochs: int, **settings: object) -> "Recipe":
+        """The settings of a short training of its own within this one, in WORK/NAME: Adam at its usual 1e-3."""
+        usual = {
+            "optimizer": "adam", "learning_rate": 1e-3, "schedule": "steps", "learning_rate_steps": {}, "warm_up": 0.0,
+            "accumulate": 1, "keep_best": False,
+        }  # fmt: skip
+        return self.model_copy(update={"work": self.work / name, "epochs": epochs, **usual, **settings})
+
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
         if self.learning_rate_steps and self.schedule != "steps":

@@ -68,7 +68,7 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
 
     draw = triplets.mini_epochs if recipe.loss == "triplet" else stream
-    run = _Run(recipe, classes, total=recipe.epochs * (1 if recipe.loss == "triplet" else len(names)))
+    run = Run(recipe, classes, total=recipe.epochs * (1 if recipe.loss == "triplet" else len(names)))
     validation = Validation(recipe, mirror, held_out, classes)
     if recipe.bottleneck_epochs:
         if not run.checkpoint.exists():
@@ -85,7 +85,7 @@ def _train_top(recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Ser
     backbone, top = transfer.divide(recipe, model)
     transfer.write_features(recipe, mirror, names, classes, backbone)
     stage = transfer.stage(recipe)
-    run = _Run(stage, classes, stage.epochs * len(names), top, transfer.FeatureBatches)
+    run = Run(stage, classes, stage.epochs * len(names), top, transfer.FeatureBatches)
     shards = transfer.FeatureShards(stage.work, backbone.output["features"].shape[1:])
     run.train(stream(stage, shards, names, classes, top, len(run.history)), lambda _: {})
     top.set_weights(run.model.get_weights())
@@ -118,7 +118,7 @@ def learning_rate(recipe: Recipe, mini_epochs: float, total: int) -> float:
     return recipe.learning_rate_steps[max(reached)] if reached else recipe.learning_rate
 
 
-class _Run:
+class Run:
     """The model, its optimizer, and where training stands; all of it is in the checkpoint, one file.
 
     The order of shards and photos follows from the seed and the mini-epoch's number alone.

@@ -25,13 +25,8 @@ from shards import FolderShard, TarShard
 
 
 def stage(recipe: Recipe) -> Recipe:
-    """The settings of this stage: `bottleneck_epochs` of Adam at its usual 1e-3, in a folder of its own."""
-    settings = {
-        "work": recipe.work / "top", "epochs": recipe.bottleneck_epochs, "optimizer": "adam",
-        "learning_rate": 1e-3, "schedule": "steps", "learning_rate_steps": {}, "warm_up": 0, "accumulate": 1,
-        "keep_best": False,
-    }  # fmt: skip
-    return recipe.model_copy(update=settings)
+    """The settings of this stage."""
+    return recipe.stage("top", recipe.bottleneck_epochs)
 
 
 def divide(recipe: Recipe, model: keras.Model) -> tuple[keras.Model, keras.Model]:

@@ -85,7 +85,7 @@ class Shard:
 
 @pytest.fixture
 def run(recipe, monkeypatch):
-    """A `_Run` with a stand-in model, on stand-in photos whose first pixel is the number in their id."""
+    """A `Run` with a stand-in model, on stand-in photos whose first pixel is the number in their id."""
     monkeypatch.setattr(training.models, "build_model", lambda *_, **__: Model())
     monkeypatch.setattr(Model, "compile", lambda *_, **__: None, raising=False)
 
@@ -102,7 +102,7 @@ def run(recipe, monkeypatch):
                 yield part, np.array([int(photo) for photo in part]).reshape(-1, 1, 1, 1)
 
     monkeypatch.setattr(training, "Batches", Batches)
-    return training._Run(recipe, CLASSES, total=4)
+    return training.Run(recipe, CLASSES, total=4)
 
 
 CLASSES = pd.Series({f"{number}": number % 2 for number in range(8)})
@@ -135,7 +135,7 @@ def test_a_mini_epoch_trains_on_its_photos_with_a_falling_rate(run):
 
 def test_a_resumed_mini_epoch_sees_the_rest_alone(run, recipe, monkeypatch):
     run.mini_epoch(SHARD, IDS)
-    again = training._Run(recipe, CLASSES, total=4)
+    again = training.Run(recipe, CLASSES, total=4)
     again.step = 1
     again.mini_epoch(SHARD, IDS)
     assert again.model.seen == run.model.seen[3:]
@@ -155,7 +155,7 @@ def test_a_diverged_loss_is_one_clear_line(run):
 def test_arcface_gets_the_margin_of_each_class_and_weights_on_request(run, recipe):
     classes = pd.Series({"0": 0, "1": 1, "2": 1, "3": 1})  # one photo of class 0, three of class 1
     settings = {"loss": "arcface", "margin_smallest": 0.1, "margin_largest": 0.4, "class_weights": True}
-    run = training._Run(recipe.model_copy(update=settings), classes, total=4)
+    run = training.Run(recipe.model_copy(update=settings), classes, total=4)
     run.mini_epoch(SHARD, ["0", "1"])
     assert run.model.seen == [(0, [0, pytest.approx(0.4)]), (1, [1, pytest.approx(0.1)])]
     rare, frequent = run.model.weights

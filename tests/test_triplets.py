@@ -39,14 +39,14 @@ def test_a_stopped_epoch_goes_on_to_the_same_weights(tiny_mirror, tmp_path, monk
     whole = train(settings(tiny_mirror, tmp_path / "whole"))
     recipe = settings(tiny_mirror, tmp_path / "stopped")
     steps = iter(range(1, 100))
-    train_step = training._Run._train
+    train_step = training.Run._train
 
     def stop_at_the_third(run, photos, classes):
         if next(steps) == 3:  # in the middle of an epoch, and between the two steps of an accumulated one
             command.stop_event.set()
         return train_step(run, photos, classes)
 
-    monkeypatch.setattr(training._Run, "_train", stop_at_the_third)
+    monkeypatch.setattr(training.Run, "_train", stop_at_the_third)
     with pytest.raises(Stopped):
         train(recipe)
     command.stop_event.clear()
@@ -61,7 +61,7 @@ def test_accumulated_gradients_change_the_weights_every_second_step(tiny_mirror,
     mirror = open_mirror(recipe.mirror)
     table = mirror.train().set_index("id")["landmark_id"]
     classes = (table // 10 - 1).sort_index()
-    run = training._Run(recipe, classes, total=1)
+    run = training.Run(recipe, classes, total=1)
     photos = RandomAccess(mirror, "train", mirror.shard_names("train"), classes.index, 32)
     ids = [identity for landmark in (0, 1) for identity in classes.index[classes == landmark][:3]]
     (_, images), = Batches(photos, ids, 32, 6)  # fmt: skip
