@@ -27,8 +27,8 @@ RECIPES = Path(__file__).parent / "recipes"
 # What may differ between two runs in one work folder: it changes neither the model nor the features.
 FREE = {
     "recipe", "work", "time_limit", "shards", "ahead", "strict_md5", "checkpoint_minutes",
-    "recognizer", "votes", "vote_power", "vote_all", "blend", "non_landmarks", "penalty", "most_predicted",
-    "models", "model_weights",
+    "recognizer", "votes", "vote_power", "vote_all", "blend", "non_landmarks", "penalty",
+    "penalty_weight", "most_predicted", "models", "model_weights",
     "index_parts", "rerank", "rerank_factor", "rerank_by", "rerank_least", "rerank_depth", "query_expansion",
     "database_augmentation", "rerank_inliers",
     "verify", "extractor", "extractor_model", "local_size", "local_points", "inliers", "inlier_weight",

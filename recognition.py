@@ -133,9 +133,10 @@ def predict_by_similarity(
         nonlandmarks.write_features([file for split in group.splits for file in files[split]], group.ids, path)
         own = neighbours
         if winners:
-            own = rerank.penalise(neighbours, likeness(train_files, path, 5).loc[neighbours.index_ids].to_numpy())
+            of_train = likeness(train_files, path, 5).loc[neighbours.index_ids].to_numpy()
+            own = rerank.penalise(neighbours, recipe.penalty_weight * of_train)
         found = vote(own)
-        found["score"] -= likeness(files["test"], path, k)
+        found["score"] -= recipe.penalty_weight * likeness(files["test"], path, k)
         served.append(found[found.index.isin(group.serve)])
     return pd.concat(served)
 

@@ -157,6 +157,8 @@ class Recipe(BaseSettings):
     penalty: Literal["none", "published", "winners"] = "none"
     """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
     first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
+    penalty_weight: float = Field(1.0, gt=0)
+    """the part of these similarities that is taken; 1: all, as published. 0.5 was better where embeddings are good"""
     most_predicted: int = Field(0, ge=0)
     """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
     models: list[Path] = []

@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,10 @@ def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
         raise InputError(f"there is no {absent[0]}: run recognition.py --work {work} --recognizer neighbours first")
     plain = {"recognizer": "neighbours", "penalty": "none", "non_landmarks": "", "blend": 0.0, "most_predicted": 0}
     found = {"without penalty": recognition.predict(recipe.model_copy(update=plain), mirror, files, [])}
-    for penalty in ("published", "winners"):
-        settings = {**plain, "penalty": penalty, "non_landmarks": "other-half"}
-        found[penalty] = recognition.predict(recipe.model_copy(update=settings), mirror, files, references)
+    for penalty, weight in product(("published", "winners"), (1.0, 0.5)):
+        settings = {**plain, "penalty": penalty, "penalty_weight": weight, "non_landmarks": "other-half"}
+        name = penalty + f", weight {weight}" * (weight != 1)
+        found[name] = recognition.predict(recipe.model_copy(update=settings), mirror, files, references)
     solution = submission.read_recognition_solution(mirror.solution("recognition"))
     for half in ("public", "private"):
         truth = getattr(solution, half)

@@ -55,6 +55,16 @@ def test_the_winners_penalty_by_hand(by_hand):
     np.testing.assert_allclose(found["score"], [0.8 - 0.9 - 0.72], atol=1e-6)
 
 
+def test_a_part_of_the_penalty_by_hand(by_hand):
+    recipe, mirror, files, references = by_hand
+    # Half of the train photos' own: 0.45, 0.12, 0; what is left: 0.35, 0.36 - 0.12, 0.48.
+    for penalty, landmark, score in (("published", 1, 0.8 - 0.72 / 2), ("winners", 2, 0.24 + 0.48 - 0.72 / 2)):
+        half = recipe.model_copy(update={"penalty": penalty, "penalty_weight": 0.5})
+        found = predict(half, mirror, files, references)
+        assert found["landmark"].to_dict() == {"test0": landmark}
+        np.testing.assert_allclose(found["score"], [score], atol=1e-6)
+
+
 def test_the_published_penalty_counts_5_and_the_winners_10_of_many_references(tmp_path):
     angles = np.radians(np.arange(12) * 5)
     files = {
