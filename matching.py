@@ -13,10 +13,6 @@ from local_features import LocalFeatures, opencv
 
 MAX_ITERATIONS = 2000  # of MAGSAC; 10 inliers among 110 matches are found, which 500 iterations miss
 LARGEST_STRETCH = 10.0  # between two photos of one thing, in either direction
-# A symmetric front fits its own mirror image as well, and with features that were learnt from mirrored photos better.
-# AUC of the inlier count with 1, 2 and 4 fits, on pairs as below: DELF 0.76, 0.80, 0.82; SIFT 0.62, 0.62, 0.60; XFeat
-# 0.75 throughout.
-FITS = 4
 
 
 class Matching(NamedTuple):
@@ -26,15 +22,18 @@ class Matching(NamedTuple):
     least: float  # cosine similarity that a match must have
     pixels: float  # how far an inlier may lie from where the map puts it
     transformation: str = "affine"
+    fits: int = 4  # maps that are tried, while they cannot be between two photos of one thing
 
 
 # SIFT and XFeat: the best AUC on 200 pairs of real train photos of one landmark and 200 of two, at 512 and 640 px; the
 # published matchers have a ratio of 0.8 for SIFT and a similarity of 0.82 for XFeat. DELF's are the published ones:
-# match_images.py in research/delf of the TensorFlow models (distance 0.8, affine, 20 pixels).
+# match_images.py in research/delf of the TensorFlow models (distance 0.8, affine, 20 pixels). A symmetric front fits
+# its own mirror image as well, and with features that were learnt from mirrored photos better: the AUC with 1, 2 and 4
+# fits is 0.76, 0.80 and 0.82 for DELF, 0.62, 0.62 and 0.60 for SIFT, and 0.75 throughout for XFeat.
 MATCHING = {
     "delf": Matching(ratio=1.0, least=0.68, pixels=20.0),
     "savedmodel": Matching(ratio=1.0, least=0.68, pixels=20.0),
-    "sift": Matching(ratio=0.95, least=0.0, pixels=4.0),
+    "sift": Matching(ratio=0.95, least=0.0, pixels=4.0, fits=1),
     "xfeat": Matching(ratio=1.0, least=0.8, pixels=20.0),
 }
 
@@ -65,13 +64,13 @@ def inliers(a: LocalFeatures, b: LocalFeatures, how: Matching, seed: int = 0) ->
 
     A point (to the pixel) counts once, however many descriptors it has. None are left when there are fewer matches
     than the map needs, 3 for an affine one and 4 for a homography. A map that cannot be between two photos of one thing
-    is set aside with its matches, and the others are fitted again, up to `FITS` times: it turns the photo over, or
+    is set aside with its matches, and the others are fitted again, up to `how.fits` times: it turns the photo over, or
     stretches or shrinks it more than tenfold, as one that sends all to a spot does.
     """
     pairs = match(a, b, how)
     pairs = pairs[_first(a.points[pairs[:, 0]])]
     pairs = pairs[_first(b.points[pairs[:, 1]])]
-    for _ in range(FITS):
+    for _ in range(how.fits):
         if len(pairs) < {"affine": 3, "homography": 4}[how.transformation]:
             break
         fitted, within = _fit(a.points[pairs[:, 0]], b.points[pairs[:, 1]], how, seed)

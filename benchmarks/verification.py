@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=1000, help="of a photo at most (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="(default: %(default)s)")
     for field in Matching._fields:
-        kind = str if field == "transformation" else float
+        kind = {"transformation": str, "fits": int}.get(field, float)
         parser.add_argument(f"--{field}", type=kind, help="in place of each extractor's own")
     settings = parser.parse_args()
 
