@@ -93,9 +93,7 @@ def train_attention(
     pooled = AttentivePooling(dtype="float32")(maps, delf.attention_head()(maps))
     # A random softmax would teach the attention to look elsewhere before it knows a landmark itself: over frozen
     # ImageNet features of 48 real landmarks the loss came down to 1.4 in ten epochs; from zeros it comes down to 0.2.
-    softmax = layers.Dense(
-        len(landmarks), activation="softmax", kernel_initializer="zeros", dtype="float32", name="landmark"
-    )
+    softmax = layers.Dense(len(landmarks), kernel_initializer="zeros", dtype="float32", name="landmark")
 
     photos = photos[photos["landmark_id"].isin(landmarks)]
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])

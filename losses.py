@@ -9,26 +9,29 @@ register = keras.saving.register_keras_serializable("landmarks")
 
 @register
 class SmoothedCrossentropy(keras.losses.Loss):
-    """Sparse cross-entropy of softmax probabilities (B, classes), with part of the target spread over all classes.
+    """Sparse cross-entropy of logits (B, classes), with part of the target spread over all classes.
 
-    Labels are integers, (B,): one-hot targets of 203,094 classes would not fit.
+    Labels are integers, (B,): one-hot targets of 203,094 classes would not fit. Without `from_logits`, which is how
+    earlier checkpoints have it, it takes probabilities: JAX clips these at 1e-7, below which a photo teaches nothing.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     """
 
-    def __init__(self, smoothing: float = 0.0, name: str = "smoothed_crossentropy", **kwargs):
+    def __init__(
+        self, smoothing: float = 0.0, from_logits: bool = False, name: str = "smoothed_crossentropy", **kwargs
+    ):
         super().__init__(name=name, **kwargs)
-        self.smoothing = smoothing
+        self.smoothing, self.from_logits = smoothing, from_logits
 
     def call(self, y_true, y_pred):
-        sharp = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+        sharp = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=self.from_logits)
         if not self.smoothing:
             return sharp
-        even = -ops.mean(ops.log(ops.maximum(y_pred, 1e-7)), axis=-1)
-        return (1 - self.smoothing) * sharp + self.smoothing * even
+        logs = ops.log_softmax(y_pred) if self.from_logits else ops.log(ops.maximum(y_pred, 1e-7))
+        return (1 - self.smoothing) * sharp - self.smoothing * ops.mean(logs, axis=-1)
 
     def get_config(self):
-        return {**super().get_config(), "smoothing": self.smoothing}
+        return {**super().get_config(), "smoothing": self.smoothing, "from_logits": self.from_logits}
 
 
 @register

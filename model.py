@@ -1,6 +1,7 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
 import sys
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -146,6 +147,7 @@ SETTINGS = (  # those of a recipe that `build_model` takes
     "backbone", "weights", "image_size", "pooling", "embedding_size", "embedding_layer", "loss", "subcentres",
     "crop_size", "flip", "shear", "zoom", "dropout", "freeze", "freeze_batch_norm", "precision", "seed",
 )  # fmt: skip
+TOP_CLASSES = 10  # of the head that a predictor tells: those that re-ranking by the head may choose among
 POOLINGS = {
     "max": layers.GlobalMaxPooling2D,
     "average": layers.GlobalAveragePooling2D,
@@ -176,7 +178,7 @@ def build_model(
 ) -> keras.Model:
     """(B, H, W, 3) uint8 RGB photos to what the `loss` takes; the layer "embedding" holds their (B, D) embeddings.
 
-    That is for "softmax" the probabilities (B, classes), for "arcface" the cosines to the centres (B, classes), for
+    That is for "softmax" the logits (B, classes), for "arcface" the cosines to the centres (B, classes), for
     "triplet" the embeddings themselves; all float32. Arguments as the settings of the same names (`settings.Recipe`).
 
     Raises:
@@ -209,27 +211,38 @@ def build_model(
         return keras.Model(photos, layers.UnitNormalization(dtype="float32", name="unit")(x), name="recognition")
     x = layers.Dropout(dropout, seed=seed)(x) if dropout else x
     head = {
-        "softmax": layers.Dense(classes, activation="softmax", dtype="float32", name="landmark"),
+        "softmax": layers.Dense(classes, dtype="float32", name="landmark"),
         "arcface": CosineHead(classes, subcentres, name="landmark"),
     }
     return keras.Model(photos, head[loss](x), name="recognition")
 
 
 def predictor(model: keras.Model, mirrored: bool = False) -> keras.Model:
-    """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best class: `landmark`, `score`.
+    """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best classes of the head.
 
-    The last two are (B,): the class with the largest probability or cosine, int, and that value; a model without a head
-    has only embeddings. With `mirrored`, embeddings and head are means over the photo and its mirror image.
+    `landmark` and `score`, (B,), are the class with the largest probability or cosine, int, and that value;
+    `top_landmark` and `top_score`, (B, 10), the ten best, or all where there are fewer. A model without a head has only
+    embeddings. With `mirrored`, embeddings and head are means over the photo and its mirror image.
     """
     has_head = any(layer.name == "landmark" for layer in model.layers)
-    both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
+    output = model.output
+    if has_head and _gives_logits(model.get_layer("landmark")):
+        output = ops.softmax(output)
+    both = keras.Model(model.input, [model.get_layer("embedding").output, output])
     photos = keras.Input(model.input.shape[1:], dtype=model.input.dtype)
     views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
     outputs = {"embedding": unit(sum(unit(embedding) for embedding, _ in views))}
     if has_head:
         head = sum(scores for _, scores in views) / len(views)
+        top_score, top_landmark = ops.top_k(head, min(TOP_CLASSES, head.shape[-1]))
         outputs |= {"landmark": ops.argmax(head, axis=-1), "score": ops.max(head, axis=-1)}
+        outputs |= {"top_landmark": top_landmark, "top_score": top_score}
     return keras.Model(photos, outputs)
+
+
+def _gives_logits(head: keras.Layer) -> bool:
+    """Not so a `CosineHead`, nor the softmax that models had within their head before losses took logits."""
+    return isinstance(head, layers.Dense) and head.activation is not keras.activations.softmax
 
 
 def unit(embedding):
@@ -251,9 +264,14 @@ def save(model: keras.Model, path: Path) -> None:
 
 
 def load(path: Path) -> keras.Model:
-    """Load a .keras file of this project, without running code from it. Raises InputError if it is none."""
+    """Load a .keras file of this project, with its optimizer's state, without running code from it.
+
+    Raises InputError if it is none, or holds variables that Keras would pass over with a warning.
+    """
     try:
-        return keras.saving.load_model(path, safe_mode=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
+            return keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
         raise InputError(
             f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"

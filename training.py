@@ -143,8 +143,13 @@ class Run:
         self.history: list[dict] = []  # a row for each finished mini-epoch
         self.step = 0  # finished steps of the mini-epoch in hand
         self.saved_at = time.monotonic()
+        metrics = {"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[recipe.loss]
+        # Without its policy a checkpoint of mixed_float16 gets an optimizer that lacks the loss scaling's variables.
+        keras.mixed_precision.set_global_policy(recipe.precision)
         if self.checkpoint.exists():
             self.model = models.load(self.checkpoint)
+            # Keras keeps whether XLA was on, which a resumed run on another machine may have other reasons for.
+            self.model.compile(self.model.optimizer, self.model.loss, metrics=metrics)
             with zipfile.ZipFile(self.checkpoint) as archive:
                 progress = json.loads(archive.read("progress.json"))
             self.history, self.step = progress["history"], progress["step"]
@@ -154,13 +159,7 @@ class Run:
         else:
             settings = {name: getattr(recipe, name) for name in models.SETTINGS}
             self.model = model or models.build_model(len(self.counts), **settings)
-            self.model.compile(
-                _optimizer(recipe),
-                _loss(recipe),
-                metrics={"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[recipe.loss],
-                # XLA compiles for minutes on a CPU and wins nothing there; JAX needs it.
-                jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
-            )
+            self.model.compile(_optimizer(recipe), _loss(recipe), metrics=metrics)
         self.margins = class_margins(self.counts, recipe.margin_smallest, recipe.margin_largest)
         weights = 1 / np.log1p(self.counts) if recipe.class_weights else np.ones(len(self.counts))
         self.weights = weights / np.average(weights, weights=self.counts)
@@ -204,7 +203,10 @@ class Run:
             rate = learning_rate(self.recipe, number + self.step / steps, self.total)
             self.model.optimizer.learning_rate.assign(rate)
             self.model.reset_metrics()  # Keras versions differ in whether they do it
-            logs.append(self._train(photos, self.classes[photo_ids].to_numpy()))
+            # Filled up where photos could not be read: XLA compiles anew for each shape. A repeated photo is the nearest
+            # positive of itself, where triplets take the farthest.
+            filled = np.resize(np.arange(len(photo_ids)), size)
+            logs.append(self._train(photos[filled], self.classes[photo_ids].to_numpy()[filled]))
             if not math.isfinite(logs[-1]["loss"]):
                 raise InputError(
                     f"the loss is {logs[-1]['loss']} in mini-epoch {number + 1}, step {self.step + 1}: lower "
@@ -268,4 +270,6 @@ def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
 def _loss(recipe: Recipe) -> keras.losses.Loss:
     if recipe.loss == "arcface":
         return ArcFace(recipe.scale)
-    return BatchHardTriplet() if recipe.loss == "triplet" else SmoothedCrossentropy(recipe.label_smoothing)
+    if recipe.loss == "triplet":
+        return BatchHardTriplet()
+    return SmoothedCrossentropy(recipe.label_smoothing, from_logits=True)

@@ -21,6 +21,30 @@ def test_smoothed_crossentropy(smoothing):
     target = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
     expected = -(target * np.log(probabilities)).sum(axis=1).mean()
     assert float(SmoothedCrossentropy(smoothing)(labels, probabilities)) == pytest.approx(expected, rel=1e-4)
+    logits = np.log(probabilities) + 3  # a softmax does not change with a shift
+    assert float(SmoothedCrossentropy(smoothing, from_logits=True)(labels, logits)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_the_hardest_photos_teach(backend):
+    """At a probability of e-30 of its class, half of a logit's gradient of -1 and 1 reaches each of two photos."""
+    if find_spec(backend) is None:
+        pytest.skip(f"pip install {backend}")
+    program = """
+import keras, numpy as np
+from losses import SmoothedCrossentropy
+layer = keras.layers.Dense(2, use_bias=False, kernel_initializer="zeros")
+model = keras.Sequential([keras.Input((2,)), layer])
+model.compile(keras.optimizers.SGD(1.0), SmoothedCrossentropy(from_logits=True))
+layer.set_weights([np.array([[30.0, 0.0], [0.0, 30.0]], "float32")])
+model.train_on_batch(np.eye(2, dtype="float32"), np.array([1, 0]))
+print(*np.round(keras.ops.convert_to_numpy(layer.kernel), 3).ravel())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(losses.__file__).parent, capture_output=True, text=True,
+        env=os.environ | {"KERAS_BACKEND": backend},
+    )  # fmt: skip
+    assert done.stdout.split() == ["29.5", "0.5", "0.5", "29.5"], done.stderr
 
 
 def arcface_by_angles(classes, margins, cosines, scale):

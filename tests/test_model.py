@@ -74,11 +74,15 @@ def test_gem_learns_its_power_and_stays_in_float32_under_mixed_precision():
     np.testing.assert_allclose(ops.convert_to_numpy(pooled), 200, rtol=1e-4)
 
 
+def softmax_of(model, images):
+    return keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(images)))
+
+
 def test_predictions_are_the_softmax_maximum_and_normalised_embeddings(small_model):
     images = photos()
     predictor = models.predictor(small_model)
     outputs = models.predict(predictor, images[:3], batch_size=4)
-    softmax = small_model.predict_on_batch(images)[:3]
+    softmax = softmax_of(small_model, images)[:3]
     np.testing.assert_array_equal(outputs["landmark"], softmax.argmax(axis=1))
     np.testing.assert_allclose(outputs["score"], softmax.max(axis=1), rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(outputs["embedding"], axis=1), 1, rtol=1e-5)
@@ -87,10 +91,30 @@ def test_predictions_are_the_softmax_maximum_and_normalised_embeddings(small_mod
     assert larger["embedding"].shape == (2, 1024)
 
 
+def test_the_best_classes_come_best_first(small_model):
+    outputs = models.predict(models.predictor(small_model), photos(), batch_size=4)
+    softmax = softmax_of(small_model, photos())
+    np.testing.assert_allclose(outputs["top_score"], np.sort(softmax, axis=1)[:, ::-1][:, :10], rtol=1e-4)
+    chosen = np.take_along_axis(softmax, outputs["top_landmark"], axis=1)
+    np.testing.assert_allclose(outputs["top_score"], chosen, rtol=1e-4)
+
+
+def test_a_model_with_the_softmax_in_its_head_predicts_as_before(small_model):
+    """As all models had it before losses took logits."""
+    embedding = small_model.get_layer("embedding").output
+    head = small_model.get_layer("landmark")
+    old = keras.layers.Dense(head.units, activation="softmax", dtype="float32", name="landmark")
+    model = keras.Model(small_model.input, old(embedding))
+    old.set_weights(head.get_weights())
+    expected = models.predict(models.predictor(small_model), photos(), 4)
+    for name, found in models.predict(models.predictor(model), photos(), 4).items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_mirrored_predictions_are_the_means_over_both_views(small_model):
     images = photos()
     plain = [models.predict(models.predictor(small_model), view, 4) for view in (images, images[:, :, ::-1])]
-    softmax = sum(small_model.predict_on_batch(view) for view in (images, images[:, :, ::-1])) / 2
+    softmax = sum(softmax_of(small_model, view) for view in (images, images[:, :, ::-1])) / 2
     outputs = models.predict(models.predictor(small_model, mirrored=True), images, 4)
     embedding = plain[0]["embedding"] + plain[1]["embedding"]
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
