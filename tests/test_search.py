@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -375,7 +376,8 @@ def test_one_result_is_kept_for_each_query_file_and_no_others(files, tmp_path, m
 def test_a_damaged_file_costs_no_finished_part(files, tmp_path, monkeypatch):
     queries, index = files
     damaged = bytearray(index[2].read_bytes())
-    damaged[damaged.index(load_features(index[2]).embeddings.tobytes()) + 5000] ^= 1  # zipfile reads 4,096 bytes for the header
+    begin = damaged.index(load_features(index[2]).embeddings.tobytes())
+    damaged[begin + 5000] ^= 1  # zipfile reads 4,096 bytes at once, for the header too
     index[2].write_bytes(damaged)
     calls = knn_calls(monkeypatch)
     with pytest.raises(command.InputError, match=r"index2\.npz.*delete it and run the command again"):
@@ -401,3 +403,61 @@ def test_stops_while_a_part_is_read(files, monkeypatch):
     with pytest.raises(command.Stopped):
         search.search(queries, index, 3)
     assert read == index[:2]
+
+
+BOTH_SCRIPTS = """
+import os, runpy, signal, sys
+import faiss
+mirror, work, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+calls, knn = [], faiss.knn
+
+def counted(*arguments, **settings):
+    calls.append(1)
+    if len(calls) == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return knn(*arguments, **settings)
+
+faiss.knn = counted
+for script in ("recognition.py", "retrieval.py"):
+    begun = len(calls)
+    sys.argv = [script, f"--work={work}", f"--mirror={mirror}", "--votes=3", "--index-parts=2", "--image-size=32",
+                "--backbone=MobileNet", "--weights=none"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+    print(script, len(calls) - begun, flush=True)
+"""
+
+
+def test_both_scripts_killed_in_their_searches_go_on(tiny_mirror, tmp_path):
+    """Searches of test by train, of test in the index, of the index by train; with a model that was not trained."""
+    import model as models
+
+    for name in ("killed", "at once"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.csv").write_text("class,landmark_id\n0,10\n1,20\n2,30\n")
+        if name == "killed":
+            models.save(models.build_model(3, "MobileNet", "none", 32), tmp_path / name / "model.keras")
+        else:
+            shutil.copy(tmp_path / "killed/model.keras", tmp_path / name)
+
+    def run(name, kill_at=0):
+        done = subprocess.run(
+            [sys.executable, "-c", BOTH_SCRIPTS, tiny_mirror, tmp_path / name, str(kill_at)],
+            cwd=Path(search.__file__).parent, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr[-3000:]
+        calls = [line.split() for line in done.stdout.splitlines() if line.startswith("re") and ".py " in line]
+        return {script: int(count) for script, count in calls}
+
+    at_once = run("at once")
+    # Test by train in 2 parts; then as many of test in the index, and of the index by train, but not again of test.
+    test, index = (len(list((tmp_path / "at once/features").glob(f"{split}/*.npz"))) for split in ("test", "index"))
+    assert at_once == {"recognition.py": 2 * test, "retrieval.py": 2 * test + 2 * index}
+    assert run("killed", kill_at=2) == {}
+    last = 2 * test - 1 + 2 * test + 2 * index
+    assert run("killed", kill_at=last) == {"recognition.py": 2 * test - 1}
+    assert run("killed") == {"recognition.py": 0, "retrieval.py": 1}
+    for name in ("recognition.csv", "retrieval.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
