@@ -78,48 +78,26 @@ def search(
 
     similarities = np.full((ends[-1], k), -np.inf, np.float32)
     positions = np.full((ends[-1], k), -1, np.int32)
-    stamps, done = [], [0] * len(queries)  # what results are made of, by the number of parts; which there are
+    results = [(similarities[rows], positions[rows]) for rows in rows_of]
+    stamps = [_stamps(query, index, chosen, groups) for query in queries]
+    done = [0] * len(queries)  # in so many parts each query file was searched before
     if keep is not None:
-        names = {path.name for path in query_files}
-        for path in keep.glob("*.npz"):
-            if path.name not in names:
-                path.unlink()
-        stamps = [_stamps(query, index, chosen, groups) for query in queries]
-        for number, (path, rows) in enumerate(zip(query_files, rows_of, strict=True)):
-            done[number] = _read_kept(keep / path.name, stamps[number], similarities[rows], positions[rows])
+        _delete_others(keep, query_files)
+        done = [_read_kept(keep / path.name, *which) for path, *which in zip(query_files, stamps, results, strict=True)]
 
-    already = sum(len(query.ids) * sum(photos[:finished]) for query, finished in zip(queries, done, strict=True))
+    already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
     with tqdm(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
         memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
-        for number, group in enumerate(groups):
-            todo = [query for query in range(len(queries)) if done[query] <= number]
-            if not todo:
-                continue
+        for number in range(min(done), len(groups)):
             part, start = memory[: photos[number]], sum(photos[:number])
-            _read_part([(index_files[file], chosen[file]) for file in group], part)
-            for query in todo:
-                stop = rows_of[query].start
-                for batch in _batches(query_files[query]):
-                    check_stop()
-                    rows = slice(stop, stop := stop + len(batch))
-                    found, places = faiss.knn(batch, part, k, metric=faiss.METRIC_INNER_PRODUCT)
-                    places[places >= 0] += start
-                    similarities[rows], positions[rows] = faiss.merge_knn_results(
-                        np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
-                    )
-                    bar.update(len(batch) * len(part))
-                if keep is not None:
-                    rows = rows_of[query]
-                    with whole(keep / query_files[query].name) as path:
-                        made_from = stamps[query][number + 1]
-                        np.savez(path, similarities=similarities[rows], positions=positions[rows], made_from=made_from)
-    for first in range(0, len(similarities), BATCH):
-        rows = slice(first, first + BATCH)
-        similarities[rows][positions[rows] < 0] = -np.inf  # faiss puts the least float32 there
-        order = np.lexsort((positions[rows], -similarities[rows]))
-        similarities[rows] = np.take_along_axis(similarities[rows], order, axis=1)
-        positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
+            _read_part([(index_files[file], chosen[file]) for file in groups[number]], part)
+            for path, stamp, result, searched in zip(query_files, stamps, results, done, strict=True):
+                if searched <= number:
+                    _search_file(path, part, start, *result, bar)
+                    if keep is not None:
+                        _keep(keep / path.name, stamp[number + 1], *result)
+    _order(similarities, positions)
     (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
 
@@ -165,12 +143,34 @@ def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -
         part[size : (size := size + len(embeddings))] = embeddings
 
 
-def _batches(path: Path) -> Iterator[np.ndarray]:
-    """A file's embeddings as float32 in equal batches: faiss is slow on a last one of fewer than 20."""
+def _search_file(
+    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: tqdm
+) -> None:
+    """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
     with _named():
         embeddings = load_features(path).embeddings
-    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):
-        yield batch.astype(np.float32)
+    stop = 0
+    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):  # faiss is slow on a last one of under 20
+        check_stop()
+        rows = slice(stop, stop := stop + len(batch))
+        found, places = faiss.knn(
+            batch.astype(np.float32), part, similarities.shape[1], metric=faiss.METRIC_INNER_PRODUCT
+        )
+        places[places >= 0] += start
+        similarities[rows], positions[rows] = faiss.merge_knn_results(
+            np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
+        )
+        bar.update(len(batch) * len(part))
+
+
+def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
+    """Put equal similarities in the order of the index, and -inf where there is no photo, in place."""
+    for first in range(0, len(similarities), BATCH):
+        rows = slice(first, first + BATCH)
+        similarities[rows][positions[rows] < 0] = -np.inf  # faiss puts the least float32 there
+        order = np.lexsort((positions[rows], -similarities[rows]))
+        similarities[rows] = np.take_along_axis(similarities[rows], order, axis=1)
+        positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
 
 
 def _stamps(
@@ -192,12 +192,18 @@ def _stamps(
     return stamps
 
 
-def _read_kept(path: Path, stamps: list[str], similarities: np.ndarray, positions: np.ndarray) -> int:
-    """Fill in what was found before, (q, k) each, and return in how many parts; 0 if nothing is kept that fits."""
+def _keep(path: Path, made_of: str, similarities: np.ndarray, positions: np.ndarray) -> None:
+    with whole(path) as part:
+        np.savez(part, made_of=made_of, similarities=similarities, positions=positions)
+
+
+def _read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarray]) -> int:
+    """Fill in what was found before, and return in how many parts of the index; 0 if nothing is kept that fits."""
+    similarities, positions = result
     k = similarities.shape[1]
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            done = stamps.index(str(arrays["made_from"]))
+            done = stamps.index(str(arrays["made_of"]))
             found, places = arrays["similarities"], arrays["positions"]
         if found.shape != places.shape or found.shape[1] < k:
             return 0
@@ -205,6 +211,13 @@ def _read_kept(path: Path, stamps: list[str], similarities: np.ndarray, position
     except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile):
         return 0
     return done
+
+
+def _delete_others(folder: Path, files: list[Path]) -> None:
+    names = {path.name for path in files}
+    for path in folder.glob("*.npz"):
+        if path.name not in names:
+            path.unlink()
 
 
 @contextmanager

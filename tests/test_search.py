@@ -304,6 +304,16 @@ def test_what_was_searched_is_read_whatever_the_parts_by_as_many_or_fewer_neighb
     assert len(calls) == 12 + 12
 
 
+def test_a_stopped_search_serves_one_for_fewer_neighbours_too(files, tmp_path, monkeypatch):
+    queries, index = files
+    calls = knn_calls(monkeypatch, stop_at=6)
+    with pytest.raises(command.Stopped):
+        search.search(queries, index, 10, 4, None, tmp_path / "kept")
+    found = search.search(queries, index, 4, 4, None, tmp_path / "kept")
+    assert len(calls) == 13
+    assert same(found, search.search(queries, index, 4, 4))
+
+
 def test_copied_files_with_new_times_are_the_same(files, tmp_path, monkeypatch):
     queries, index = files
     search.search(queries, index, 10, 4, None, tmp_path / "kept")
