@@ -1,5 +1,6 @@
 """Embeddings to better embeddings, which a second search takes: query expansion and database augmentation."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ def expand(
 
     Files that are there already stay, unless they were made from others or with another `count` or `alpha`. Memory: a
     search in `parts`, of one `parts`-th of `files`, which is held as stored and twice in float32. The index is read
-    `parts` + 1 times for each of these.
+    twice for each of these.
 
     Args:
-        folder: where the new features files go, under their old names; one that holds nothing else.
+        folder: where the new features files go, under their old names; one that holds nothing else. Until they are
+            there, what was searched for them is in `neighbours`.
 
     Returns:
         the new files, in the order of `files`.
@@ -35,11 +37,13 @@ def expand(
         todo = [path for path in group if not is_whole(folder / path.name)]
         if todo:
             _expand(todo, index_files, folder, count, alpha, parts)
+    shutil.rmtree(folder / "neighbours", ignore_errors=True)
     return [folder / path.name for path in files]
 
 
 def _expand(files: list[Path], index_files: list[Path], folder: Path, count: int, alpha: float, parts: int) -> None:
-    neighbours = search(files, index_files, count + 1, parts)  # one more, as a photo may find itself
+    depth = count + 1  # as a photo may find itself
+    neighbours = search(files, index_files, depth, parts, keep=folder / "neighbours")
     old = [load_features(path) for path in files]
     embeddings = np.concatenate([features.embeddings for features in old], dtype=np.float32)
     others = np.append(neighbours.index_ids, "")[neighbours.positions] != neighbours.query_ids[:, None]

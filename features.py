@@ -66,6 +66,33 @@ def take(features: Features, rows: np.ndarray) -> Features:
     return Features(*(None if array is None else array[rows] for array in features))
 
 
+class Outline(NamedTuple):
+    """What is read of a features file without its embeddings."""
+
+    ids: np.ndarray  # (N,) str
+    landmark: np.ndarray | None  # (N,) int64
+    dimension: int
+    crc32: int  # of the embeddings and their type and shape, as the file states it: who reads them checks it
+
+
+def outline(path: Path) -> Outline:
+    """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
+            with arrays.zip.open("embeddings.npy") as embeddings:
+                np.lib.format.read_magic(embeddings)
+                (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
+            crc32 = arrays.zip.getinfo("embeddings.npy").CRC
+        if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
+            raise ValueError("its arrays do not match")
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a whole features file: {error}") from error
+    return Outline(ids, landmark, dimension, crc32)
+
+
 def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
     """Make `folder` ready for features made from others: files in it that were made otherwise are deleted.
 

@@ -116,7 +116,9 @@ def predict_by_similarity(
     winners = recipe.penalty == "winners"
     depth, votes, power, k = (100, 3, 1, 10) if winners else (recipe.votes, recipe.votes, recipe.vote_power, 5)
     train_files, train = voting.gallery(recipe, mirror, files["train"])
-    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, depth, recipe.index_parts)
+    kept = recipe.work / "neighbours"
+    keep = kept / f"test-by-{recipe.recognizer}"
+    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, depth, recipe.index_parts, keep)
     head = voting.head(files["test"]) if recipe.blend else None
 
     def vote(neighbours) -> pd.DataFrame:
@@ -128,25 +130,27 @@ def predict_by_similarity(
     if not references:
         return vote(neighbours)
     served = []
-    for group in references:
+    for number, group in enumerate(references):
         path = recipe.work / "non_landmarks.npz"
         nonlandmarks.write_features([file for split in group.splits for file in files[split]], group.ids, path)
         own = neighbours
         if winners:
-            of_train = likeness(train_files, path, 5).loc[neighbours.index_ids].to_numpy()
+            of_train = likeness(train_files, path, 5, kept / f"train-in-nonlandmarks-{number}")
+            of_train = of_train.loc[neighbours.index_ids].to_numpy()
             own = rerank.penalise(neighbours, recipe.penalty_weight * of_train)
         found = vote(own)
-        found["score"] -= recipe.penalty_weight * likeness(files["test"], path, k)
+        of_test = likeness(files["test"], path, k, kept / f"test-in-nonlandmarks-{number}")
+        found["score"] -= recipe.penalty_weight * of_test
         served.append(found[found.index.isin(group.serve)])
     return pd.concat(served)
 
 
-def likeness(files: list[Path], references: Path, k: int) -> pd.Series:
+def likeness(files: list[Path], references: Path, k: int, keep: Path) -> pd.Series:
     """The mean similarity of every photo in some features files to the k nearest non-landmarks, by id."""
     import rerank
     from search import search
 
-    neighbours = search(files, [references], k)
+    neighbours = search(files, [references], k, keep=keep)
     return pd.Series(rerank.nonlandmark_similarity(neighbours, k), index=neighbours.query_ids)
 
 

@@ -71,7 +71,7 @@ def find(recipe: Recipe, files: dict[str, list[Path]]) -> "Neighbours":
         folder = recipe.work / "expanded/test"
         queries = expansion.expand(queries, index, folder, recipe.query_expansion, parts=parts)
     depth = max(recipe.rerank_depth, submission.MAX_NEIGHBOURS) if recipe.rerank else submission.MAX_NEIGHBOURS
-    return search.search(queries, index, depth, parts)
+    return search.search(queries, index, depth, parts, keep=recipe.work / "neighbours/test-in-index")
 
 
 def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list["pd.DataFrame"]:
@@ -85,10 +85,10 @@ def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list
         return [voting.head(files[split]) for split in ("test", "index")]
     votes = recipe.votes if recipe.recognizer == "neighbours" else 1
     gallery = voting.gallery(recipe, mirror, files["train"])
-    found = [
-        voting.recognise(files[split], *gallery, votes, recipe.vote_power, recipe.index_parts)
-        for split in ("test", "index")
-    ]
+    found = []
+    for split in ("test", "index"):
+        keep = recipe.work / f"neighbours/{split}-by-{recipe.recognizer}"
+        found.append(voting.recognise(files[split], *gallery, votes, recipe.vote_power, recipe.index_parts, keep))
     return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / recipe.vote_power)) for one in found]
 
 

@@ -1,6 +1,9 @@
 """Features files to each query's nearest index photos: exact, in batches, in the memory of one part of the index."""
 
+import hashlib
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +13,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from command import InputError, check_stop
-from features import Features, load_features, take
+from features import Outline, load_features, outline
+from files import whole
 
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
 
@@ -31,16 +35,26 @@ class Neighbours(NamedTuple):
 
 
 def search(
-    query_files: list[Path], index_files: list[Path], k: int, parts: int = 1, wanted: pd.Index | None = None
+    query_files: list[Path],
+    index_files: list[Path],
+    k: int,
+    parts: int = 1,
+    wanted: pd.Index | None = None,
+    keep: Path | None = None,
 ) -> Neighbours:
     """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
 
     The index is in memory as float32 one part at a time: consecutive files, as near to one `parts`-th of the photos as
     whole files come. Beside it there are one file, one batch of queries, and the result. Which photos are kept of
-    those that tie for the k-th place is left to faiss.
+    those that tie for the k-th place is left to faiss. Embeddings are read once of each index file and once a part of
+    each query file.
 
     Args:
         wanted: ids of the index photos that may be found, as if the files held no others; all of them when None.
+        keep: a folder for this search alone, with a file for each query file: its k nearest in the parts so far (8 k
+            bytes a query). So a search that is stopped, or killed, costs one part for one query file, and a finished
+            one is read by whoever asks for as many neighbours or fewer, in whatever parts. Results of other embeddings
+            or other `wanted` photos, and damaged ones, are made anew; other files there are deleted.
 
     Raises:
         InputError: there are no files, one is damaged, or they are not all of one model.
@@ -48,32 +62,43 @@ def search(
     """
     if not query_files or not index_files:
         raise InputError("no features files to search: embed the queries and the index first")
-    checked = _check([(path, None) for path in query_files] + [(path, wanted) for path in index_files])
-    dimension = checked[0].embeddings.shape[1]
-    query_ids, query_landmark = _labels(checked[: len(query_files)])
-    index_ids, index_landmark = _labels(checked[len(query_files) :])
-    counts = [len(file.ids) for file in checked[len(query_files) :]]
+    outlines = _outlines([*query_files, *index_files])
+    queries, index = outlines[: len(query_files)], outlines[len(query_files) :]
+    del outlines  # so that ids which are not wanted go
+    chosen = [slice(None) if wanted is None else wanted.get_indexer(one.ids) >= 0 for one in index]
+    index = [
+        one._replace(ids=one.ids[rows], landmark=None if one.landmark is None else one.landmark[rows])
+        for one, rows in zip(index, chosen, strict=True)
+    ]
+    counts = [len(one.ids) for one in index]
+    groups = split_evenly(counts, parts)
+    photos = [sum(counts[number] for number in group) for group in groups]
+    ends = np.cumsum([len(one.ids) for one in queries])
+    rows_of = [slice(end - len(one.ids), end) for one, end in zip(queries, ends, strict=True)]
 
-    similarities = np.full((len(query_ids), k), -np.inf, np.float32)
-    positions = np.full((len(query_ids), k), -1, np.int32)
-    with tqdm(total=len(query_ids) * len(index_ids), desc="search", unit="pair", unit_scale=True) as bar:
-        for start, part in _parts(index_files, wanted, counts, dimension, parts):
-            stop = 0
-            for batch in (batch for path in query_files for batch in _batches(path)):
-                check_stop()
-                rows = slice(stop, stop := stop + len(batch))
-                found, places = faiss.knn(batch, part, k, metric=faiss.METRIC_INNER_PRODUCT)
-                places[places >= 0] += start
-                similarities[rows], positions[rows] = faiss.merge_knn_results(
-                    np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
-                )
-                bar.update(len(batch) * len(part))
-    for first in range(0, len(query_ids), BATCH):
-        rows = slice(first, first + BATCH)
-        similarities[rows][positions[rows] < 0] = -np.inf  # faiss puts the least float32 there
-        order = np.lexsort((positions[rows], -similarities[rows]))
-        similarities[rows] = np.take_along_axis(similarities[rows], order, axis=1)
-        positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
+    similarities = np.full((ends[-1], k), -np.inf, np.float32)
+    positions = np.full((ends[-1], k), -1, np.int32)
+    results = [(similarities[rows], positions[rows]) for rows in rows_of]
+    stamps = [_stamps(query, index, chosen, groups) for query in queries]
+    done = [0] * len(queries)  # in so many parts each query file was searched before
+    if keep is not None:
+        _delete_others(keep, query_files)
+        done = [_read_kept(keep / path.name, *which) for path, *which in zip(query_files, stamps, results, strict=True)]
+
+    already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
+    total = len(similarities) * sum(photos)
+    with tqdm(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
+        memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
+        for number in range(min(done), len(groups)):
+            part, start = memory[: photos[number]], sum(photos[:number])
+            _read_part([(index_files[file], chosen[file]) for file in groups[number]], part)
+            for path, stamp, result, searched in zip(query_files, stamps, results, done, strict=True):
+                if searched <= number:
+                    _search_file(path, part, start, *result, bar)
+                    if keep is not None:
+                        _keep(keep / path.name, stamp[number + 1], *result)
+    _order(similarities, positions)
+    (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
 
 
@@ -92,58 +117,122 @@ def split_evenly(counts: list[int], parts: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _parts(
-    files: list[Path], wanted: pd.Index | None, counts: list[int], dimension: int, parts: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Each part's first position and its (n, D) float32 embeddings, all in the same memory: use one before the next."""
-    groups = split_evenly(counts, parts)
-    largest = max((sum(counts[number] for number in group) for group in groups), default=0)
-    memory = np.empty((largest, dimension), np.float32)
-    start = 0
-    for group in groups:
-        size = 0
-        for number in group:
-            memory[size : size + counts[number]] = _read(files[number], wanted).embeddings
-            size += counts[number]
-        yield start, memory[:size]
-        start += size
-
-
-def _batches(path: Path) -> Iterator[np.ndarray]:
-    """A file's embeddings as float32 in equal batches: faiss is slow on a last one of fewer than 20."""
-    embeddings = _read(path).embeddings
-    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):
-        yield batch.astype(np.float32)
-
-
-def _check(files: list[tuple[Path, pd.Index | None]]) -> list[Features]:
-    """Read every file once, to name a bad one in seconds and not hours into the search; embeddings are not kept."""
-    checked: list[Features] = []
-    for path, wanted in tqdm(files, desc="check features", unit="file"):
+def _outlines(files: list[Path]) -> list[Outline]:
+    """Read all but the embeddings, to name a bad file in seconds and not hours into the search."""
+    outlines: list[Outline] = []
+    for path in files:
         check_stop()
-        features = _read(path, wanted)
-        checked.append(features._replace(embeddings=features.embeddings[:0].copy()))
-        first, this = _kind(checked[0]), _kind(features)
+        with _named():
+            outlines.append(outline(path))
+        first, this = _kind(outlines[0]), _kind(outlines[-1])
         if first != this:
             raise InputError(
-                f"features of two models: {files[0][0]} has {first}, {path} has {this}; "
+                f"features of two models: {files[0]} has {first}, {path} has {this}; "
                 "delete the features folder and run the command again"
             )
-    return checked
+    return outlines
 
 
-def _read(path: Path, wanted: pd.Index | None = None) -> Features:
+def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
+    """Fill `part`, (n, D) float32, with the chosen rows of some files."""
+    size = 0
+    for path, rows in files:
+        check_stop()
+        with _named():
+            embeddings = load_features(path).embeddings[rows]
+        part[size : (size := size + len(embeddings))] = embeddings
+
+
+def _search_file(
+    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: tqdm
+) -> None:
+    """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
+    with _named():
+        embeddings = load_features(path).embeddings
+    stop = 0
+    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):  # faiss is slow on a last one of under 20
+        check_stop()
+        rows = slice(stop, stop := stop + len(batch))
+        found, places = faiss.knn(
+            batch.astype(np.float32), part, similarities.shape[1], metric=faiss.METRIC_INNER_PRODUCT
+        )
+        places[places >= 0] += start
+        similarities[rows], positions[rows] = faiss.merge_knn_results(
+            np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
+        )
+        bar.update(len(batch) * len(part))
+
+
+def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
+    """Put equal similarities in the order of the index, and -inf where there is no photo, in place."""
+    for first in range(0, len(similarities), BATCH):
+        rows = slice(first, first + BATCH)
+        similarities[rows][positions[rows] < 0] = -np.inf  # faiss puts the least float32 there
+        order = np.lexsort((positions[rows], -similarities[rows]))
+        similarities[rows] = np.take_along_axis(similarities[rows], order, axis=1)
+        positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
+
+
+def _stamps(
+    query: Outline, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
+) -> list[str]:
+    """What a query file's result is made of after 0, 1, ... all parts of the index: the embeddings, in their order.
+
+    The digest after some parts has nothing of those that come, so that a file which has to be embedded again spoils
+    only the parts from its own on.
+    """
+    digest = hashlib.sha256(f"{query.crc32}".encode())
+    stamps = [digest.hexdigest()]
+    for group in groups:
+        for number in group:
+            digest.update(f" {index[number].crc32} ".encode())
+            if isinstance(chosen[number], np.ndarray):
+                digest.update(np.packbits(chosen[number]).tobytes())
+        stamps.append(digest.hexdigest())
+    return stamps
+
+
+def _keep(path: Path, made_of: str, similarities: np.ndarray, positions: np.ndarray) -> None:
+    with whole(path) as part:
+        np.savez(part, made_of=made_of, similarities=similarities, positions=positions)
+
+
+def _read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarray]) -> int:
+    """Fill in what was found before, and return in how many parts of the index; 0 if nothing is kept that fits."""
+    similarities, positions = result
+    k = similarities.shape[1]
     try:
-        features = load_features(path)
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            done = stamps.index(str(arrays["made_of"]))
+            found, places = arrays["similarities"], arrays["positions"]
+        if found.shape != places.shape or found.shape[1] < k:
+            return 0
+        similarities[:], positions[:] = found[:, :k], places[:, :k]
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile):
+        return 0
+    return done
+
+
+def _delete_others(folder: Path, files: list[Path]) -> None:
+    names = {path.name for path in files}
+    for path in folder.glob("*.npz"):
+        if path.name not in names:
+            path.unlink()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say what to do about a damaged features file."""
+    try:
+        yield
     except ValueError as error:
         raise InputError(f"{error}; delete it and run the command again") from error
-    return features if wanted is None else take(features, wanted.get_indexer(features.ids) >= 0)
 
 
-def _kind(features: Features) -> str:
-    return f"{features.embeddings.shape[1]} dimensions and {'no' if features.landmark is None else 'a'} landmark"
+def _kind(file: Outline) -> str:
+    return f"{file.dimension} dimensions and {'no' if file.landmark is None else 'a'} landmark"
 
 
-def _labels(files: list[Features]) -> tuple[np.ndarray, np.ndarray | None]:
+def _labels(files: list[Outline]) -> tuple[np.ndarray, np.ndarray | None]:
     ids = np.concatenate([file.ids for file in files])
     return ids, None if files[0].landmark is None else np.concatenate([file.landmark for file in files])

@@ -4,6 +4,7 @@
 files is not searched.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 import selection
 from command import InputError, check_stop
-from features import Features, load_features, save_features
+from features import Features, is_whole, load_features, prepare_folder, save_features
 from mirror import Mirror
 from search import BATCH, Neighbours, search
 from settings import Recipe
@@ -22,31 +23,42 @@ def gallery(recipe: Recipe, mirror: Mirror, train_files: list[Path]) -> tuple[li
     """The features files that photos are recognised by, and `train`: the photos that vote, or centres made of them."""
     train = selection.voters(recipe, mirror)
     if recipe.recognizer == "centres":
-        path = recipe.work / "centres.npz"
-        return [path], class_centres(train_files, train, path)
+        path = recipe.work / "class_centres" / "centres.npz"
+        prepare_folder(path.parent, train_files, voters=_digest(train))
+        if not is_whole(path):
+            class_centres(train_files, train, path)
+        ids = load_features(path).ids
+        return [path], pd.DataFrame({"id": ids, "landmark_id": ids.astype(np.int64)})
     return train_files, train
 
 
 def recognise(
-    files: list[Path], train_files: list[Path], train: pd.DataFrame, votes: int, power: float, parts: int
+    files: list[Path],
+    train_files: list[Path],
+    train: pd.DataFrame,
+    votes: int,
+    power: float,
+    parts: int,
+    keep: Path | None = None,
 ) -> pd.DataFrame:
     """The voted `landmark` and its `score` of every photo in some features files, by id.
 
     Args:
         train: `id` and `landmark_id` of the photos that vote.
         parts: the train photos are searched in so many parts, one in memory at a time.
+        keep: the folder in which `search` keeps what it finds.
     """
-    neighbours, train_landmark = nearest(files, train_files, train, votes, parts)
+    neighbours, train_landmark = nearest(files, train_files, train, votes, parts, keep)
     landmark, score = vote(neighbours, train_landmark, votes, power)
     return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
 
 
 def nearest(
-    files: list[Path], train_files: list[Path], train: pd.DataFrame, k: int, parts: int
+    files: list[Path], train_files: list[Path], train: pd.DataFrame, k: int, parts: int, keep: Path | None = None
 ) -> tuple[Neighbours, np.ndarray]:
     """The k nearest of the photos that vote, and the landmark of each of these photos, (N,) int64."""
     landmark = train.set_index("id")["landmark_id"]
-    neighbours = search(files, train_files, k, parts, wanted=landmark.index)
+    neighbours = search(files, train_files, k, parts, landmark.index, keep)
     return neighbours, landmark.loc[neighbours.index_ids].to_numpy()
 
 
@@ -98,14 +110,11 @@ def vote(neighbours: Neighbours, train_landmark: np.ndarray, k: int, power: floa
     return landmark, score
 
 
-def class_centres(files: list[Path], train: pd.DataFrame, path: Path) -> pd.DataFrame:
+def class_centres(files: list[Path], train: pd.DataFrame, path: Path) -> None:
     """Write the L2-normalised mean embedding of each landmark as a features file, whose ids are the landmark ids.
 
-    Nearest-centre recognition is `recognise` by that file and the table returned here. Memory: the sums in float32
+    They ascend by landmark. Nearest-centre recognition is `recognise` by that file. Memory: the sums in float32
     (203,094 landmarks x 512: 416 MB, as much again while they are written) and one file.
-
-    Returns:
-        `id` and `landmark_id` of the centres, ascending by landmark.
 
     Raises:
         InputError: there are no train photos that vote.
@@ -128,9 +137,13 @@ def class_centres(files: list[Path], train: pd.DataFrame, path: Path) -> pd.Data
     landmarks, sums = landmarks[counts > 0], sums[counts > 0]
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     labels = None if features.landmark is None else landmarks  # search refuses files with and without labels together
-    centres = Features(landmarks.astype(str), sums.astype(features.embeddings.dtype), labels)
-    save_features(path, centres)
-    return pd.DataFrame({"id": centres.ids, "landmark_id": landmarks})
+    save_features(path, Features(landmarks.astype(str), sums.astype(features.embeddings.dtype), labels))
+
+
+def _digest(train: pd.DataFrame) -> str:
+    digest = hashlib.sha256("\n".join(train["id"]).encode())
+    digest.update(train["landmark_id"].to_numpy(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def blend(

@@ -1,6 +1,7 @@
 import os
 import tracemalloc
 
+import faiss
 import numpy as np
 import pytest
 
@@ -108,11 +109,11 @@ def test_goes_on_after_a_stop_and_keeps_what_is_done(tmp_path, monkeypatch):
     expected = [load_features(path).embeddings for path in expand(files, files, tmp_path / "at once", 3)]
     calls = []
 
-    def search_once(*arguments):
+    def search_once(*arguments, **settings):
         calls.append(arguments[0])
         if len(calls) == 3:
             raise command.Stopped
-        return search(*arguments)
+        return search(*arguments, **settings)
 
     monkeypatch.setattr(expansion, "search", search_once)
     new = tmp_path / "new"
@@ -126,6 +127,28 @@ def test_goes_on_after_a_stop_and_keeps_what_is_done(tmp_path, monkeypatch):
         np.testing.assert_allclose(load_features(path).embeddings, embeddings, atol=1e-6)
     expand(files, files, new, 3, parts=2)
     assert len(calls) == 6  # nothing is left to do, and how many parts there were is no matter
+
+
+def test_a_stopped_search_goes_on_and_goes_when_it_is_used(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    files = [write(tmp_path, f"index{n}-", unit(rng, 10, 8)) for n in range(4)]
+    expected = [load_features(path).embeddings for path in expand(files, files, tmp_path / "at once", 3, parts=2)]
+    calls, knn = [], faiss.knn
+
+    def stopped(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 7:  # 2 parts of the index by 2 files, twice
+            raise command.Stopped
+        return knn(*arguments, **settings)
+
+    monkeypatch.setattr(faiss, "knn", stopped)
+    with pytest.raises(command.Stopped):
+        expand(files, files, tmp_path / "new", 3, parts=2)
+    written = expand(files, files, tmp_path / "new", 3, parts=2)
+    assert len(calls) == 9
+    for path, embeddings in zip(written, expected, strict=True):
+        np.testing.assert_array_equal(load_features(path).embeddings, embeddings)
+    assert sorted(tmp_path.joinpath("new").iterdir()) == [*written, tmp_path / "new/made_from.json"]
 
 
 @pytest.mark.parametrize("change", ["count", "alpha", "file"])

@@ -3,11 +3,14 @@
 import csv
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import mirror_of, write_features
 
+from nonlandmarks import References
+from recognition import predict
 from retrieval import bring_nearer, find, labels, write_submission
 from search import Neighbours
 from settings import Recipe
@@ -55,6 +58,38 @@ def test_labels_of_the_head(tmp_path):
     query, index = labels(Recipe(work=tmp_path, recognizer="head", votes=3), mirror_of([]), files)
     assert query["landmark"].tolist() == [5, 6] and query["score"].tolist() == [0.5, 0.25]
     assert index["landmark"].tolist() == [6, 6] and index["score"].tolist() == [1, 0.125]
+
+
+@pytest.mark.parametrize("settings", [{}, {"votes": 3, "penalty": "winners"}, {"recognizer": "centres"}])
+def test_what_recognition_has_searched_is_not_searched_again(tmp_path, monkeypatch, settings):
+    rng = np.random.default_rng(0)
+    files = {
+        name: write_features(tmp_path, name, unit(rng.standard_normal((count, 6))))
+        for name, count in (("test", 5), ("index", 7), ("train", 40))
+    }
+    mirror = mirror_of(rng.integers(0, 9, 40))
+    recipe = Recipe(work=tmp_path / "work", non_landmarks="file" if "penalty" in settings else "", **settings)
+    expected = labels(recipe.model_copy(update={"work": tmp_path / "other"}), mirror, files)
+    references = [References({"index0", "index2"}, ["index"], {"test0"}), References({"index5"}, ["index"], {"test1"})]
+    references = references if "penalty" in settings else []
+    recognised = predict(recipe, mirror, files, references)
+    searched, knn = [], faiss.knn
+
+    def counted(queries, *arguments, **settings):
+        searched.append(len(queries))
+        return knn(queries, *arguments, **settings)
+
+    monkeypatch.setattr(faiss, "knn", counted)
+    found = labels(recipe, mirror, files)
+    assert searched == [7]  # the index photos alone
+    for one, other in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    pd.testing.assert_frame_equal(predict(recipe, mirror, files, references), recognised)
+    neighbours = find(recipe, files)
+    searched.clear()
+    for again in (find(recipe, files), find(recipe.model_copy(update={"rerank": False}), files)):
+        np.testing.assert_array_equal(again.positions, neighbours.positions[:, : again.positions.shape[1]])
+    assert searched == []
 
 
 def test_each_way_to_re_rank(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import voting
 from command import InputError
 from features import Features, load_features, save_features
 from search import Neighbours
@@ -148,13 +149,12 @@ def test_centres_equal_a_loop(tmp_path, dtype):
     train_landmark, votes = rng.choice([5, 203092, 17, 8], 66), rng.random(66) < 0.8
     train = table(files, train_landmark, votes)
     train = pd.concat([train, pd.DataFrame({"id": ["unreadable"], "landmark_id": [4]})])
-    centres = class_centres(files, train, tmp_path / "centres.npz")
-    assert centres["landmark_id"].tolist() == [5, 8, 17, 203092]
+    class_centres(files, train, tmp_path / "centres.npz")
     written = load_features(tmp_path / "centres.npz")
-    assert written.ids.tolist() == centres["id"].tolist() == ["5", "8", "17", "203092"] and written.landmark is None
+    assert written.ids.tolist() == ["5", "8", "17", "203092"] and written.landmark is None
     assert written.embeddings.dtype == dtype
     everything = np.concatenate(embeddings).astype(np.float64)
-    for landmark, centre in zip(centres["landmark_id"], written.embeddings, strict=True):
+    for landmark, centre in zip(written.ids.astype(int), written.embeddings, strict=True):
         mean = everything[votes & (train_landmark == landmark)].mean(axis=0)
         np.testing.assert_allclose(centre, mean / np.linalg.norm(mean), atol=1e-3 if dtype == np.float16 else 1e-6)
 
@@ -174,6 +174,36 @@ def test_nearest_centre_is_not_nearest_photo(tmp_path, labelled):
     )
     assert by_centres.loc["query0", "landmark"] == 1
     assert by_centres.loc["query0", "score"] == pytest.approx(np.cos(np.radians(45)), abs=1e-6)
+
+
+def test_centres_are_made_once_for_the_same_photos(tmp_path, monkeypatch):
+    made = []
+
+    def counted(*arguments):
+        made.append(arguments)
+        class_centres(*arguments)
+
+    monkeypatch.setattr(voting, "class_centres", counted)
+    rng = np.random.default_rng(0)
+    recipe, train_file = Recipe(work=tmp_path, recognizer="centres"), features(tmp_path, "train", unit(rng, 6, 4))
+
+    def centres(landmark=(9, 9, 3, 3, 9, 3), recipe=recipe):
+        mirror = SimpleNamespace(train=lambda: table([train_file], landmark))
+        (path,), train = gallery(recipe, mirror, [train_file])
+        assert train["landmark_id"].tolist() == sorted(set(landmark) - set(recipe.exclude))
+        assert train["id"].tolist() == load_features(path).ids.tolist() == [str(n) for n in train["landmark_id"]]
+        return path
+
+    path = centres()
+    assert centres() == path and len(made) == 1
+    centres((9, 9, 3, 3, 9, 2))
+    centres((9, 9, 3, 3, 9, 2), recipe.model_copy(update={"exclude": [2]}))
+    assert len(made) == 3
+    features(tmp_path, "train", unit(rng, 6, 4))
+    centres((9, 9, 3, 3, 9, 2), recipe.model_copy(update={"exclude": [2]}))
+    path.write_bytes(b"damaged")
+    centres((9, 9, 3, 3, 9, 2), recipe.model_copy(update={"exclude": [2]}))
+    assert len(made) == 5
 
 
 def test_centres_of_no_photos(tmp_path):
