@@ -203,8 +203,8 @@ class Run:
             rate = learning_rate(self.recipe, number + self.step / steps, self.total)
             self.model.optimizer.learning_rate.assign(rate)
             self.model.reset_metrics()  # Keras versions differ in whether they do it
-            # Filled up where photos could not be read: XLA compiles anew for each shape. A repeated photo is the nearest
-            # positive of itself, where triplets take the farthest.
+            # Filled up where photos could not be read: XLA compiles anew for each shape. A repeated photo is its own
+            # nearest positive, where triplets take the farthest.
             filled = np.resize(np.arange(len(photo_ids)), size)
             logs.append(self._train(photos[filled], self.classes[photo_ids].to_numpy()[filled]))
             if not math.isfinite(logs[-1]["loss"]):

@@ -9,8 +9,8 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 
-# Stops within a mini-epoch, between the two steps of an accumulated one, then goes on in a process whose Keras has never
-# heard of the run's precision; stops there once more, since a checkpoint of a resumed run is saved from a loaded model.
+# Stops within a mini-epoch, between the two steps of an accumulated one, and goes on in a process whose Keras has never
+# heard of the run's precision; stops once more, since a checkpoint of a resumed run is saved from a loaded model.
 PROGRAM = """
 import itertools, json, sys
 from pathlib import Path
