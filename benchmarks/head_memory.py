@@ -9,8 +9,11 @@ set) over the number of landmarks is the head's: backbone and libraries are in t
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 LANDMARKS = (10_000, 20_000, 40_000)
 DIMENSION, CENTRES, BATCH = 512, 3, 64
