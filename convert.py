@@ -22,12 +22,15 @@ from files import md5, whole
 from generators import in_threads
 from images import UnreadablePhoto
 from mirror import SOLUTIONS, SPLITS, FolderMirror, open_mirror
+from nonlandmarks import LISTED
 from shards import MAX_PHOTO_BYTES, FolderShard, TarShard, valid_id, write_tar
 
 PHOTOS_PER_SHARD = 5000
 FEWEST_SHARDS = {"train": 6, "index": 2, "test": 2}  # enough to hold some out and to share the work
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
-METADATA = ["train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "test"]
+METADATA = [
+    "train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "non_landmarks", "test",
+]  # fmt: skip
 PHOTOS_AHEAD = 64  # in memory; a phone's have 5 MB
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
@@ -253,6 +256,8 @@ def _write_tables(photos: pd.DataFrame, out: Path, categories: dict[int, str]) -
     if len(index):
         _write_csv(out / "metadata/index.csv", index[["id"]])
         _write_csv(out / "metadata/index_image_to_landmark.csv", index.dropna()[["id", "landmark_id"]])
+        if len(none := index[index["landmark_id"].isna()]):  # those of test are to be judged
+            _write_csv(out / LISTED, none[["id"]])
     if len(test):
         _write_csv(out / "metadata/test.csv", test[["id"]])
     if len(index) and len(test):

@@ -187,7 +187,10 @@ def open_mirror(
             make_sample(folder, seed)
         return FolderMirror(folder)
     if not Path(source).is_dir():
-        raise InputError(f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a folder")
+        raise InputError(
+            f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a "
+            "folder, such as `python mirror.py shrink` and `import` make"
+        )
     return FolderMirror(Path(source))
 
 
