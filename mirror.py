@@ -230,14 +230,16 @@ def main() -> int | None:
         "--split", choices=[*SPLITS, "divide"], default="train",
         help="the split that the photos go to; `divide` splits them like import does (default train)",
     )  # fmt: skip
-    fetching.add_argument("--size", type=_at_least(1), default=512, help="longest longer side in pixels (default 512)")
+    fetching.add_argument(
+        "--size", type=_at_least(1), default=512, help="shorter side in pixels, at most (default 512)"
+    )
     fetching.add_argument("--threads", type=_at_least(1), default=16, help="downloads at a time (default 16)")
     fetching.add_argument("--seed", type=_at_least(0), default=0, help="of --split divide (default 0)")
 
     shrinking = commands.add_parser("shrink", help="a copy of a mirror with small photos")
     shrinking.add_argument("mirror", help="sample, a URL or a folder")
     shrinking.add_argument("out", type=Path)
-    shrinking.add_argument("--size", type=_at_least(1), required=True, help="longest longer side in pixels")
+    shrinking.add_argument("--size", type=_at_least(1), required=True, help="shorter side in pixels, at most")
 
     checking = commands.add_parser("check", help="read everything and report each fault")
     checking.add_argument("mirror", help="sample, a URL or a folder")
