@@ -159,7 +159,7 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
     _claim(
         out,
-        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} size {size} seed {seed}",
+        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}",
         SPLITS if split == "divide" else [split],
     )
     useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
@@ -195,12 +195,12 @@ class _Fetching:
 
 
 def shrink(mirror: str, out: Path, size: int) -> None:
-    """Copy a mirror shard by shard with photos of at most `size` pixels on the longer side; done shards are skipped."""
+    """Copy a mirror shard by shard with photos of at most `size` pixels on the shorter side; done ones are skipped."""
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
     source.train()  # so that a malformed table is told before hours of work
-    _claim(out, f"shrink {mirror} size {size}", SPLITS)
+    _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
     for split in SPLITS:
         done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
         names = [name for name in source.shard_names(split) if name not in done]
@@ -217,7 +217,9 @@ def shrink(mirror: str, out: Path, size: int) -> None:
             with suppress(InputError):
                 _write_csv(out / f"metadata/{split}.csv", pd.DataFrame({"id": source.ids(split)}))
     shutil.rmtree(downloads, ignore_errors=True)
-    print(f"{out}: photos of at most {size} px; those that could not be read are listed in failed.csv")
+    print(
+        f"{out}: photos of at most {size} px on the shorter side; those that could not be read are listed in failed.csv"
+    )
 
 
 def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> bytes:
