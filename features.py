@@ -155,7 +155,8 @@ def _embed_shard(
         check_stop()
         ids += some_ids
         for name, array in models.predict(predictor, photos, recipe.batch_size).items():
-            outputs[name].append(array)
+            if name in outputs:
+                outputs[name].append(array)
     record_skipped(recipe.work, split, shard, unlisted + batches.unreadable)
     features = Features(np.array(ids, dtype=str), np.concatenate(outputs["embedding"]).astype("float16"))
     if "landmark" not in predictor.output:

@@ -120,8 +120,9 @@ class GeM(layers.Layer):
 class CosineHead(layers.Layer):
     """Cosines between embeddings and the centres of each class: (B, D) to (B, classes) float32, the nearest centre's.
 
-    Several centres leave room for the different sides of a landmark, and for wrong labels. Memory, with D = 512, 3
-    centres and Adam's two moments and the gradient beside the weights: 2.0 GB for 81,313 classes, 5.0 GB for 203,094.
+    Several centres leave room for the different sides of a landmark, and for wrong labels. Memory while training, with
+    D = 512, 3 centres, Adam, batches of 64: 40 KB a class, 6.5 times its weights, since the normalised centres and both
+    gradients come beside Adam's moments: 3.2 GB for 81,313 classes, 8.1 GB for 203,094 (benchmarks/head_memory.py).
 
     Source: Deng et al., "Sub-center ArcFace", ECCV 2020.
     """

@@ -56,10 +56,14 @@ def load(arguments: list[str]) -> Recipe:
     kept = Path(given.get("work", "work")) / "recipe.toml"
     if not kept.exists() and "models" in given:  # the first one's settings hold for all together
         kept = Path(given["models"][0]) / "recipe.toml"
-    base = kept if kept.exists() and "recipe" not in given else _find(given.get("recipe", "small"))
-    recipe = _validated({**_read(base), **given}, base)
+    base = _find(given.get("recipe", "small"))
     if kept.exists():
         before = _validated(_read(kept), kept)
+        # What was begun with a recipe goes on with it as it was then, whatever a newer release has under its name.
+        if given.get("recipe", before.recipe) == before.recipe and (base.parent == RECIPES or "recipe" not in given):
+            base = kept
+    recipe = _validated({**_read(base), **given}, base)
+    if kept.exists():
         changed = {name for name in Recipe.model_fields if getattr(before, name) != getattr(recipe, name)} - FREE
         if changed:
             was = ", ".join(

@@ -70,6 +70,7 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
     """Train the model in the work folder, or train it further, unless it is finished."""
     import model as models
     import training
+    import validation
 
     path = recipe.work / "model.keras"
     if not path.exists():
@@ -83,6 +84,7 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         models.save(model, path)
         for name in ("checkpoint.keras", "best.keras"):
             (recipe.work / name).unlink(missing_ok=True)
+        validation.clear(recipe.work)
 
 
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:

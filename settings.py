@@ -119,8 +119,9 @@ class Recipe(BaseSettings):
     """photos in a step"""
     learning_rate: float = Field(3e-4, gt=0)
     """the learning rate at the start, after the warm-up"""
-    learning_rate_steps: dict[int, float] = {}
-    """learning rate from a mini-epoch on, like 170=1e-4"""
+    learning_rate_steps: dict[Annotated[float, Field(gt=0)], float] = {}
+    """learning rate from a part of the run on, like 0.34=1e-4, to the nearest mini-epoch; or from a mini-epoch on, like
+    170=1e-4"""
     schedule: Literal["steps", "cosine"] = "cosine"
     """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
     warm_up: float = Field(0.0, ge=0)

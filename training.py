@@ -70,6 +70,9 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
     draw = triplets.mini_epochs if recipe.loss == "triplet" else stream
     run = Run(recipe, classes, total=recipe.epochs * (1 if recipe.loss == "triplet" else len(names)))
     validation = Validation(recipe, mirror, held_out, classes)
+    if recipe.keep_best and not validation.is_query.any():
+        held_out_photos = len(validation.classes)
+        print(f"no landmark has two of the {held_out_photos} held-out photos: the last model is kept, not the best")
     if recipe.bottleneck_epochs:
         if not run.checkpoint.exists():
             _train_top(recipe, mirror, names, classes, run.model)
@@ -78,7 +81,7 @@ def train(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.nd
             print("the top is trained:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
         transfer.clear(recipe)
     run.train(draw(recipe, mirror, names, classes, run.model, len(run.history)), validation.scores)
-    return models.load(run.best) if recipe.keep_best else run.model
+    return models.load(run.best) if run.best.exists() else run.model
 
 
 def _train_top(recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series, model: keras.Model) -> None:
@@ -114,8 +117,9 @@ def learning_rate(recipe: Recipe, mini_epochs: float, total: int) -> float:
     if recipe.schedule == "cosine":
         part = (mini_epochs - recipe.warm_up) / (total - recipe.warm_up)
         return recipe.learning_rate * (1 + math.cos(math.pi * part)) / 2
-    reached = [step for step in recipe.learning_rate_steps if step <= mini_epochs]
-    return recipe.learning_rate_steps[max(reached)] if reached else recipe.learning_rate
+    steps = {round(step * total) if step < 1 else step: rate for step, rate in recipe.learning_rate_steps.items()}
+    reached = [step for step in steps if step <= mini_epochs]
+    return steps[max(reached)] if reached else recipe.learning_rate
 
 
 class Run:
@@ -234,7 +238,7 @@ class Run:
         return self.model.train_on_batch(photos, targets, weights, return_dict=True)
 
     def finish_mini_epoch(self, row: dict) -> None:
-        if self.recipe.keep_best and row[BEST] > max((old[BEST] for old in self.history), default=-1):
+        if self.recipe.keep_best and row.get(BEST, -1) > max((old.get(BEST, -1) for old in self.history), default=-1):
             models.save(self.model, self.best)
         self.history.append(row)
         self.step = 0

@@ -1,5 +1,10 @@
 """How well a model does on held-out photos after each mini-epoch: by its head, and by neighbours among them."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -10,26 +15,30 @@ from command import check_stop
 from generators import Batches
 from mirror import Mirror
 from settings import Recipe
+from shards import DamagedShard, FolderShard, TarShard, write_tar
 
 
 class Validation:
     """Photos of the held-out shards, of landmarks that are learnt, in memory: uint8, 400 MB for 2,048 of 256 px.
 
     Of each landmark every second one is a query, the others are the database that it is recognised by; a landmark's
-    only photo is in the database.
+    only photo is in the database. Where there is no room for all, photos of landmarks with at least two come first.
+    They stay in `WORK/validation/` as they came: a resumed run asks no mirror for 1 GB again.
     """
 
     def __init__(self, recipe: Recipe, mirror: Mirror, names: list[str], classes: pd.Series):
         self.batch_size = recipe.batch_size
         self.batches: list[np.ndarray] = []
         ids: list[str] = []
-        for shard in mirror.stream("train", names):
-            room = recipe.validation_images - len(ids)
-            wanted = [identity for identity in shard.ids if identity in classes.index][:room]
-            for some_ids, photos in Batches(shard, wanted, recipe.image_size, recipe.batch_size):
-                ids += some_ids
-                self.batches.append(photos)
-                check_stop()
+        for name in names:
+            path = recipe.work / "validation" / f"{name}.tar"
+            if not _is_whole(path):
+                _keep(mirror, name, path, classes, room=recipe.validation_images - len(ids))
+            with closing(TarShard(path)) as shard:
+                for some_ids, photos in Batches(shard, shard.ids, recipe.image_size, recipe.batch_size):
+                    ids += some_ids
+                    self.batches.append(photos)
+                    check_stop()
             if len(ids) == recipe.validation_images:
                 break
         self.classes = classes[ids].to_numpy()
@@ -63,6 +72,47 @@ class Validation:
             centres = sums / np.linalg.norm(sums, axis=1, keepdims=True)
             scores |= _nearest("nearest_centre", queries, truth, centres, present)
         return scores
+
+
+def choose(ids: list[str], classes: pd.Series, room: int) -> list[str]:
+    """At most `room` of these photos that have a class, in their order: pairs of a class before third ones and single.
+
+    A shard of the public mirror has 8,000 photos of 203,094 landmarks, most of them alone: of 2,048 taken as they come,
+    some 80 would have another of their landmark to be recognised by.
+    """
+    found = classes[[identity for identity in ids if identity in classes.index]]
+    of_class = found.groupby(found)
+    place, count = of_class.cumcount().to_numpy(), of_class.transform("size").to_numpy()
+    pair, is_odd_one = place // 2, (place % 2 == 0) & (place == count - 1)
+    order = np.lexsort((found, pair, is_odd_one))[:room]
+    return found.index[np.sort(order)].tolist()
+
+
+def clear(work: Path) -> None:
+    """Delete the photos that are kept for a resumed run."""
+    shutil.rmtree(work / "validation", ignore_errors=True)
+
+
+def _keep(mirror: Mirror, name: str, path: Path, classes: pd.Series, room: int) -> None:
+    for shard in mirror.stream("train", [name]):
+        write_tar(path, _readable(shard, choose(shard.ids, classes, room)))
+
+
+def _readable(shard: TarShard | FolderShard, ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    for identity in ids:
+        check_stop()
+        try:
+            yield identity, shard.read(identity)
+        except OSError:
+            continue  # an extracted tree may lack a photo; embedding names it
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        TarShard(path).close()
+    except (DamagedShard, FileNotFoundError):
+        return False
+    return True
 
 
 def _nearest(name: str, queries: np.ndarray, truth: np.ndarray, gallery: np.ndarray, labels: np.ndarray):

@@ -23,11 +23,21 @@ def test_every_shipped_recipe_is_valid():
 
 def test_the_published_softmax_recipe():
     recipe = load(["--recipe", "softmax"])
-    assert (recipe.backbone, recipe.pooling, recipe.image_size) == ("ResNet50", "max", 192)
-    assert (recipe.learning_rate, recipe.schedule) == (2e-4, "steps")
-    assert recipe.learning_rate_steps == {170: 1e-4, 330: 4e-5, 380: 2e-5}
-    assert (recipe.min_images, recipe.exclude) == (20, [138982])
+    assert recipe.exclude == [138982] and recipe.flip and recipe.crop_size == 168
     assert recipe.mirror == "https://s3.amazonaws.com/google-landmark"
+
+
+def test_a_work_folder_goes_on_with_its_recipe_as_it_was(tmp_path):
+    begun = load(["--work", str(tmp_path), "--recipe", "softmax"])
+    old = begun.model_copy(update={"crop": 1.0, "learning_rate_steps": {170: 1e-4, 330: 4e-5, 380: 2e-5}})
+    keep(old)
+    assert load(["--work", str(tmp_path), "--recipe", "softmax"]) == old
+    own = tmp_path / "own.toml"
+    own.write_text("image_size = 128\n")
+    keep(load(["--work", str(tmp_path / "mine"), "--recipe", str(own)]))
+    own.write_text("image_size = 160\n")  # a file of the user's own says what he wants now
+    with pytest.raises(InputError, match="image_size = 128, now 160"):
+        load(["--work", str(tmp_path / "mine"), "--recipe", str(own)])
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):

@@ -1,11 +1,16 @@
 """A run that was stopped and goes on in another process ends with the weights of one that was not."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from features import load_features
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,11 +22,11 @@ from pathlib import Path
 import command
 command.prepare_backend()
 import keras, numpy as np
-import model, training
+import features, model, training
 from mirror import open_mirror
 from recipe import load
 
-mirror, folder, parts = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+mirror, folder, precisions, parts = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","), json.loads(sys.argv[4])
 step = training.Run._train
 
 def backbone(*_):
@@ -31,9 +36,7 @@ def backbone(*_):
     return keras.Model(photos, x, name="tiny"), lambda x: x / 255
 
 model._build_backbone = backbone
-for precision, loss, (part, stops) in itertools.product(
-    ("float32", "mixed_float16", "mixed_bfloat16"), ("softmax", "arcface", "triplet"), parts
-):
+for precision, loss, (part, stops) in itertools.product(precisions, ("softmax", "arcface", "triplet"), parts):
     keras.mixed_precision.set_global_policy("float32")
     work = folder / part / precision / loss
     recipe = load([
@@ -54,27 +57,48 @@ for precision, loss, (part, stops) in itertools.product(
     try:
         trained = training.train(recipe, source, source.train(), np.array([10, 20, 30]))
         np.savez(work / "weights.npz", *trained.get_weights())
+        features.embed(trained, np.array([10, 20, 30]), recipe, source, "test")
     except command.Stopped:
         command.stop_event.clear()
 """
 
 
-def train(mirror: Path, folder: Path, *parts: tuple[str, int]) -> None:
-    """In a process of its own train each part, to its end or to the given step."""
+def train(mirror: Path, folder: Path, precisions: tuple[str, ...], *parts: tuple[str, int], backend="tensorflow"):
+    """In a process of its own train each part, to its end or to the given step; then embed the test photos."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mirror, folder, json.dumps(parts)], cwd=ROOT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", PROGRAM, mirror, folder, ",".join(precisions), json.dumps(parts)],
+        cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_run_goes_on_in_another_process(tiny_mirror, tmp_path):
-    train(tiny_mirror, tmp_path, ("whole", 0), ("stopped", 3))
-    train(tiny_mirror, tmp_path, ("stopped", 4))
-    train(tiny_mirror, tmp_path, ("stopped", 0))
-    weights = sorted((tmp_path / "whole").rglob("weights.npz"))
-    assert len(weights) == 9
+def require_the_same_weights(folder: Path, cases: int) -> None:
+    weights = sorted((folder / "whole").rglob("weights.npz"))
+    assert len(weights) == cases
     for path in weights:
-        case = path.relative_to(tmp_path / "whole")
-        whole, resumed = np.load(path), np.load(tmp_path / "stopped" / case)
+        case = path.relative_to(folder / "whole")
+        whole, resumed = np.load(path), np.load(folder / "stopped" / case)
         for name in whole:
             np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{case} {name}")
+
+
+def test_a_run_goes_on_in_another_process(tiny_mirror, tmp_path):
+    precisions = ("float32", "mixed_float16", "mixed_bfloat16")
+    train(tiny_mirror, tmp_path, precisions, ("whole", 0), ("stopped", 3))
+    train(tiny_mirror, tmp_path, precisions, ("stopped", 4))
+    train(tiny_mirror, tmp_path, precisions, ("stopped", 0))
+    require_the_same_weights(tmp_path, cases=9)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_back_end_trains_goes_on_and_embeds(tiny_mirror, tmp_path, backend):
+    if find_spec(backend) is None:
+        pytest.skip(f"pip install {backend}")
+    train(tiny_mirror, tmp_path, ("float32", "mixed_bfloat16"), ("whole", 0), ("stopped", 3), backend=backend)
+    train(tiny_mirror, tmp_path, ("float32", "mixed_bfloat16"), ("stopped", 0), backend=backend)
+    require_the_same_weights(tmp_path, cases=6)
+    files = list(tmp_path.rglob("features/test/*.npz"))
+    assert len(files) == 2 * 6 * 2  # whole and stopped; cases; shards
+    for path in files:
+        embeddings = load_features(path).embeddings.astype("float32")
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3)

@@ -28,6 +28,12 @@ def test_the_published_steps():
     recipe = load(["--recipe", "softmax"])
     rates = [learning_rate(recipe, mini_epochs, 499) for mini_epochs in (0, 169.99, 170, 329, 330, 379.5, 380, 498)]
     assert rates == [2e-4, 2e-4, 1e-4, 1e-4, 4e-5, 4e-5, 2e-5, 2e-5]
+    fewer = [learning_rate(recipe, mini_epochs, 193) for mini_epochs in (0, 65.9, 66, 127, 128, 146.9, 147, 192)]
+    assert fewer == rates  # the same parts of a run over 193 shards
+    in_mini_epochs = recipe.model_copy(update={"learning_rate_steps": {170: 1e-4, 330: 4e-5, 380: 2e-5}})
+    assert [learning_rate(in_mini_epochs, mini_epochs, 499) for mini_epochs in (169.99, 170, 330, 380)] == [
+        2e-4, 1e-4, 4e-5, 2e-5,
+    ]  # fmt: skip
 
 
 def test_cosine_falls_from_the_first_rate_to_zero():
@@ -181,6 +187,13 @@ def test_the_best_mini_epoch_is_kept(run, recipe, monkeypatch):
     for number, gap in enumerate([0.5, 0.7, 0.6, 0.7]):
         run.finish_mini_epoch({"mini_epoch": number, "nearest_photo_gap": gap})
     assert saved == [("best.keras", []), ("best.keras", [{"mini_epoch": 0, "nearest_photo_gap": 0.5}])]
+
+
+def test_without_a_pair_held_out_the_last_model_is_kept(run, recipe, monkeypatch):
+    monkeypatch.setattr(run, "save", lambda: None)
+    run.recipe = recipe.model_copy(update={"keep_best": True})
+    run.finish_mini_epoch({"mini_epoch": 1, "validation_gap": 0.5})
+    assert len(run.history) == 1 and not run.best.exists()
 
 
 def test_at_least_one_shard_is_left_to_train_on(recipe):

@@ -7,23 +7,31 @@ from settings import Recipe
 from validation import Validation
 
 # Two landmarks: of class 0 four photos, a to d, of class 1 two, e and f, of class 2 one, g, which is in the database.
-CLASSES = pd.Series({"a": 0, "b": 0, "c": 0, "d": 0, "e": 1, "f": 1, "g": 2})
+# An id is its letter three times.
+CLASSES = pd.Series({"aaa": 0, "bbb": 0, "ccc": 0, "ddd": 0, "eee": 1, "fff": 1, "ggg": 2})
 ANGLES = {"a": 0, "b": 50, "c": 10, "d": 92, "e": 80, "f": 70, "g": 120}  # queries are b, d and f
 HEAD = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1, "g": 1}
 SURE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.95, "e": 0.6, "f": 0.5, "g": 0.4}
 
 
 class Shard:
-    ids = ["x", *CLASSES.index]  # x has no class
+    ids = ["xxx", *CLASSES.index]  # xxx has no class
+
+    def read(self, identity):
+        return identity.encode()
 
 
 class Mirror:
+    def __init__(self):
+        self.streamed = []
+
     def stream(self, split, names):
+        self.streamed += names
         return iter([Shard()] * len(names))
 
 
 @pytest.fixture
-def held_out(monkeypatch):
+def held_out(monkeypatch, tmp_path):
     class Batches:
         def __init__(self, shard, ids, size, batch_size):
             self.ids = ids
@@ -31,7 +39,7 @@ def held_out(monkeypatch):
         def __iter__(self):
             for begin in range(0, len(self.ids), 3):
                 part = self.ids[begin : begin + 3]
-                yield part, np.array([ord(name) for name in part], "uint8").reshape(-1, 1, 1, 1)
+                yield part, np.array([ord(name[0]) for name in part], "uint8").reshape(-1, 1, 1, 1)
 
     def predict(_, photos, batch_size):
         names = [chr(code) for code in photos.ravel()]
@@ -45,7 +53,11 @@ def held_out(monkeypatch):
     monkeypatch.setattr(validation, "Batches", Batches)
     monkeypatch.setattr(validation.models, "predict", predict)
     monkeypatch.setattr(validation.models, "predictor", lambda _: None)
-    return lambda names=("images_000",), **settings: Validation(Recipe(**settings), Mirror(), list(names), CLASSES)
+
+    def hold_out(names=("images_000",), mirror=None, **settings):
+        return Validation(Recipe(work=tmp_path, **settings), mirror or Mirror(), list(names), CLASSES)
+
+    return hold_out
 
 
 def test_the_head_and_the_neighbours_are_scored(held_out):
@@ -65,6 +77,36 @@ def test_no_more_photos_than_asked_for(held_out):
     held = held_out(["images_000", "images_001"], validation_images=2)
     assert held.classes.tolist() == [0, 0]
     assert held.scores(None)["nearest_photo_accuracy"] == 1  # b is nearest to a, its only choice
+
+
+def test_a_resumed_run_asks_the_mirror_for_nothing(held_out, tmp_path):
+    expected = held_out().scores(None)
+    again = Mirror()
+    assert held_out(mirror=again).scores(None) == expected and again.streamed == []
+    kept = tmp_path / "validation/images_000.tar"
+    kept.write_bytes(kept.read_bytes()[:700])  # cut
+    assert held_out(mirror=again).scores(None) == expected and again.streamed == ["images_000"]
+    validation.clear(tmp_path)
+    assert not kept.parent.exists()
+
+
+def test_pairs_of_a_landmark_are_held_out_first():
+    """2,000 landmarks of two or three photos, a third of all photos in the held-out shard: most are alone in it."""
+    generator = np.random.default_rng(0)
+    landmark = np.repeat(np.arange(2000), generator.integers(2, 4, 2000))
+    classes = pd.Series(landmark, index=[f"id{number:05d}" for number in range(len(landmark))])
+    ids = generator.permutation(classes.index)[: len(classes) // 3].tolist()
+
+    def queries(chosen):
+        return int((classes[chosen].groupby(classes[chosen]).cumcount() % 2 == 1).sum())
+
+    chosen = validation.choose(["unknown", *ids], classes, 400)
+    assert len(set(chosen)) == len(chosen) == 400 and chosen == [
+        identity for identity in ids if identity in set(chosen)
+    ]
+    assert queries(chosen) == 200 > 3 * queries(ids[:400])
+    assert validation.choose(ids, classes, 10**6) == ids
+    assert queries(validation.choose(ids, classes, 10**6)) == queries(ids) > 200
 
 
 def test_without_photos_there_are_no_scores(held_out):

@@ -137,3 +137,33 @@ def test_strict_md5_refuses_what_was_once_accepted_without(tiny_mirror, serve, t
         pass
     with pytest.raises(InputError, match="published is 0000"):
         next(WebMirror(server.url, tmp_path / "cache", strict_md5=True).stream("train", ["images_000"]))
+
+
+def test_a_resumed_run_goes_on_with_the_shard_that_it_had_half(tiny_mirror, serve, tmp_path):
+    """The held-out photos are kept; asking for their shard again would clear the train shards away."""
+    import numpy as np
+
+    import training
+    from recipe import load
+    from validation import Validation
+
+    server = serve(tiny_mirror)
+    recipe = load([f"--work={tmp_path}", "--image-size=32", "--batch-size=4"])
+    cache = tmp_path / "mirror"
+    mirror = WebMirror(server.url, cache)
+    train = mirror.train()
+    classes = pd.Series(np.searchsorted([10, 20, 30], train["landmark_id"]), index=train["id"])
+    names = mirror.shard_names("train")
+    Validation(recipe, mirror, names[-1:], classes)
+    order = [shard.name for shard, _ in training.stream(recipe, mirror, names[:-1], classes, None, 0)]
+    half = cache / "train" / f"{order[2]}.tar.part"
+    half.write_bytes((tiny_mirror / "train" / f"{order[2]}.tar").read_bytes()[:1024])
+
+    server.requests.clear()
+    mirror = WebMirror(server.url, cache)
+    Validation(recipe, mirror, names[-1:], classes)
+    assert half.exists()
+    next(training.stream(recipe, mirror, names[:-1], classes, None, 2))
+    asked = [wanted for path, wanted in server.requests if path.endswith(f"{order[2]}.tar")]
+    assert asked == ["bytes=1024-"]
+    assert not [path for path, _ in server.requests if path.endswith(f"{names[-1]}.tar")]
