@@ -34,6 +34,7 @@ from local_features import DECODED_AHEAD, SCALES, decode
 from mirror import FolderMirror, Mirror
 from settings import Recipe
 
+SETTINGS = ("delf_backbone", "delf_weights", "delf_epochs", "delf_photos")  # that change what is made
 DIMENSIONS = 40
 POINTS = 1000
 PCA_PHOTOS = 100
