@@ -289,10 +289,13 @@ def features_of(
             f"others in --local-gigabytes {recipe.local_gigabytes:g}: give more, or fewer --local-points"
         )
     spare = 1e9 * recipe.local_gigabytes - beside - one * min(most, len(wanted))
-    for folder in (recipe.work / "local").glob("*/*"):  # of other extractors and splits
-        if folder not in (here, there) and (spare := spare - _size(folder)) < 0:
+    for folder in sorted(set((recipe.work / "local").glob("*/*")) - {here, there}):  # of other extractors and splits
+        if _size(folder) > spare:
             shutil.rmtree(folder)
+        else:
+            spare -= _size(folder)
     others = kept_features(recipe, mirror, model, splits[1], files[splits[1]], wanted, most)
+    photos = others if here == there else photos  # whose files were written anew
     compared = {identity: [other for other in row if other in others] for identity, row in candidates.items()}
     total, done = (sum(map(len, rows.values())) for rows in (candidates, compared))
     if done < total:

@@ -406,6 +406,23 @@ def test_calibrating_needs_no_solution_and_reads_none(trained, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_calibrating_with_little_disk(trained, capsys):
+    """Features of an earlier run go, so that those of the held-out photos lie elsewhere in the files than before."""
+    verification.calibrate_run(trained)
+    everything = size_on_disk(recipes.of(trained))
+    recipe = recipes.of(trained).model_copy(update={"local_gigabytes": 0.8 * everything / 1e9})
+    recipes.keep(recipe)
+    mirror, files = open_mirror(recipe.mirror), ensemble.embed(recipe, None, ["train"])
+    train = mirror.train()["id"].tolist()
+    candidates = {train[-1]: train[:2], train[-2]: train[2:4], train[3]: train[1:3]}
+    photos, others, compared = verification.features_of(recipe, mirror, files, ("train", "train"), candidates)
+    assert size_on_disk(recipe) < 0.9 * everything and compared == candidates
+    assert all(len(photos[i].points) and len(others[j].points) for i, row in candidates.items() for j in row)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="12 train photos take .* no room"):
+        verification.calibrate_run(trained)
+
+
 def test_a_photo_is_never_compared_with_itself(trained, monkeypatch):
     compared = {}
     monkeypatch.setattr(
