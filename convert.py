@@ -22,12 +22,15 @@ from files import md5, whole
 from generators import in_threads
 from images import UnreadablePhoto
 from mirror import SOLUTIONS, SPLITS, FolderMirror, open_mirror
+from nonlandmarks import LISTED
 from shards import MAX_PHOTO_BYTES, FolderShard, TarShard, valid_id, write_tar
 
 PHOTOS_PER_SHARD = 5000
 FEWEST_SHARDS = {"train": 6, "index": 2, "test": 2}  # enough to hold some out and to share the work
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
-METADATA = ["train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "test"]
+METADATA = [
+    "train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "non_landmarks", "test",
+]  # fmt: skip
 PHOTOS_AHEAD = 64  # in memory; a phone's have 5 MB
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
@@ -156,7 +159,7 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
     _claim(
         out,
-        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} size {size} seed {seed}",
+        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}",
         SPLITS if split == "divide" else [split],
     )
     useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
@@ -192,12 +195,12 @@ class _Fetching:
 
 
 def shrink(mirror: str, out: Path, size: int) -> None:
-    """Copy a mirror shard by shard with photos of at most `size` pixels on the longer side; done shards are skipped."""
+    """Copy a mirror shard by shard with photos of at most `size` pixels on the shorter side; done ones are skipped."""
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
     source.train()  # so that a malformed table is told before hours of work
-    _claim(out, f"shrink {mirror} size {size}", SPLITS)
+    _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
     for split in SPLITS:
         done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
         names = [name for name in source.shard_names(split) if name not in done]
@@ -214,7 +217,9 @@ def shrink(mirror: str, out: Path, size: int) -> None:
             with suppress(InputError):
                 _write_csv(out / f"metadata/{split}.csv", pd.DataFrame({"id": source.ids(split)}))
     shutil.rmtree(downloads, ignore_errors=True)
-    print(f"{out}: photos of at most {size} px; those that could not be read are listed in failed.csv")
+    print(
+        f"{out}: photos of at most {size} px on the shorter side; those that could not be read are listed in failed.csv"
+    )
 
 
 def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> bytes:
@@ -253,6 +258,8 @@ def _write_tables(photos: pd.DataFrame, out: Path, categories: dict[int, str]) -
     if len(index):
         _write_csv(out / "metadata/index.csv", index[["id"]])
         _write_csv(out / "metadata/index_image_to_landmark.csv", index.dropna()[["id", "landmark_id"]])
+        if len(none := index[index["landmark_id"].isna()]):  # those of test are to be judged
+            _write_csv(out / LISTED, none[["id"]])
     if len(test):
         _write_csv(out / "metadata/test.csv", test[["id"]])
     if len(index) and len(test):

@@ -27,6 +27,8 @@ class Features(NamedTuple):
     embeddings: np.ndarray  # (N, D) float16, L2-normalised
     landmark: np.ndarray | None = None  # (N,) int64: the predicted landmark id
     score: np.ndarray | None = None  # (N,) float32: its confidence
+    top_landmark: np.ndarray | None = None
+    top_score: np.ndarray | None = None
 
 
 def save_features(path: Path, features: Features) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from images import UnreadablePhoto, decode
 from shards import FolderShard, TarShard
+from threads import cores
 
 BATCHES_AHEAD = 3
 
@@ -23,7 +23,7 @@ BATCHES_AHEAD = 3
 def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
     """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
     waiting = iter(items)
-    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    pool = ThreadPoolExecutor(threads or cores())
     try:
         results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
         while results:

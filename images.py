@@ -11,6 +11,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's other readers are a 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 MAX_PIXELS = 250_000_000  # phones make 200 million; a progressive JPEG needs 6 bytes each while it is read
 MAX_DECODED_PIXELS = 100_000_000  # after DCT scaling
+MAX_ASPECT = 4  # of a shrunk photo: a panorama takes no more space than four others
 
 Image.init()  # `formats` may only name readers that are loaded
 Image.MAX_IMAGE_PIXELS = None  # the two bounds above stand in for Pillow's, which knows no DCT scaling
@@ -59,9 +60,16 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 
 def shrink(data: bytes, size: int) -> bytes:
-    """An upright RGB JPEG whose longer side is at most `size` pixels. Raises UnreadablePhoto."""
+    """An upright RGB JPEG whose shorter side is at most `size` pixels. Raises UnreadablePhoto.
+
+    So a square of `size` magnifies neither side. The longer one is at most MAX_ASPECT times `size`: of a photo that is
+    longer still it alone is squashed, which the square does anyhow.
+    """
     image = open_photo(data, size)
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    scale = min(1, size / min(image.size))
+    sides = [min(max(1, round(scale * side)), MAX_ASPECT * size) for side in image.size]
+    if sides != list(image.size):
+        image = image.resize(sides, Image.Resampling.LANCZOS)
     encoded = BytesIO()
     image.save(encoded, "JPEG", quality=90)
     return encoded.getvalue()

@@ -36,7 +36,9 @@ MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 class Mirror(ABC):
     """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
 
-    name: str
+    def __init__(self, name: str):
+        self.name = name
+        self._tables: dict[str, pd.DataFrame] = {}
 
     @abstractmethod
     def path(self, relative: str) -> Path | None:
@@ -55,12 +57,15 @@ class Mirror(ABC):
         """
 
     def train(self) -> pd.DataFrame:
-        """`id` (str) and `landmark_id` (int64) of every train photo. Raises InputError for a malformed file."""
-        return self._table("train", ["id", "landmark_id"])
+        """`id` (str) and `landmark_id` (int64) of every train photo; the same table each time, so leave it as it is.
+
+        Raises InputError for a malformed file.
+        """
+        return self._table("train")
 
     def ids(self, split: str) -> list[str]:
         """The ids of a split's photos, in the order of its CSV."""
-        return self._table(split, ["id"])["id"].tolist()
+        return self._table(split)["id"].tolist()
 
     def categories(self) -> dict[int, str]:
         """Landmark ids to category names; empty where the mirror does not tell."""
@@ -92,14 +97,17 @@ class Mirror(ABC):
                     f"{split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py import`"
                 )
 
-    def _table(self, split: str, columns: list[str]) -> pd.DataFrame:
-        path = self.path(f"metadata/{split}.csv")
-        if path is None:
-            raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
-        table = read_table(path, columns)
-        if table.empty:
-            raise InputError(f"{path} lists no photo")
-        return table
+    def _table(self, split: str) -> pd.DataFrame:
+        """A split's CSV, read once: train.csv of the public mirror takes 5 seconds."""
+        if split not in self._tables:
+            path = self.path(f"metadata/{split}.csv")
+            if path is None:
+                raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
+            table = read_table(path, ["id", "landmark_id"] if split == "train" else ["id"])
+            if table.empty:
+                raise InputError(f"{path} lists no photo")
+            self._tables[split] = table
+        return self._tables[split]
 
 
 class FolderMirror(Mirror):
@@ -110,8 +118,8 @@ class FolderMirror(Mirror):
     """
 
     def __init__(self, folder: Path):
+        super().__init__(str(folder))
         self.folder = folder
-        self.name = str(folder)
         self._tree_ids: dict[str, list[str]] = {}
 
     def path(self, relative: str) -> Path | None:
@@ -148,13 +156,13 @@ class FolderMirror(Mirror):
         """The sorted ids of an extracted tree: from its CSV, the sample submission, or else the tree itself."""
         if split not in self._tree_ids:
             root = self.folder / split
-            listing = self.path(f"metadata/{split}.csv")
-            if listing is None and split == "test":
-                listing = self.path("sample_submission.csv")
+            sample = self.path("sample_submission.csv") if split == "test" else None
             if not root.is_dir() or next(root.glob("images_*.tar"), None):
                 ids = []
-            elif listing and any(root.glob("?/?/?/*.jpg")):
-                ids = read_table(listing, ["id"])["id"].tolist()
+            elif self.path(f"metadata/{split}.csv") and any(root.glob("?/?/?/*.jpg")):
+                ids = super().ids(split)
+            elif sample and any(root.glob("?/?/?/*.jpg")):
+                ids = read_table(sample, ["id"])["id"].tolist()
             else:
                 ids = [path.stem for path in root.glob("?/?/?/*.jpg")]
             self._tree_ids[split] = sorted(ids)
@@ -187,7 +195,10 @@ def open_mirror(
             make_sample(folder, seed)
         return FolderMirror(folder)
     if not Path(source).is_dir():
-        raise InputError(f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a folder")
+        raise InputError(
+            f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a "
+            "folder, such as `python mirror.py shrink` and `import` make"
+        )
     return FolderMirror(Path(source))
 
 
@@ -222,14 +233,16 @@ def main() -> int | None:
         "--split", choices=[*SPLITS, "divide"], default="train",
         help="the split that the photos go to; `divide` splits them like import does (default train)",
     )  # fmt: skip
-    fetching.add_argument("--size", type=_at_least(1), default=512, help="longest longer side in pixels (default 512)")
+    fetching.add_argument(
+        "--size", type=_at_least(1), default=512, help="shorter side in pixels, at most (default 512)"
+    )
     fetching.add_argument("--threads", type=_at_least(1), default=16, help="downloads at a time (default 16)")
     fetching.add_argument("--seed", type=_at_least(0), default=0, help="of --split divide (default 0)")
 
     shrinking = commands.add_parser("shrink", help="a copy of a mirror with small photos")
     shrinking.add_argument("mirror", help="sample, a URL or a folder")
     shrinking.add_argument("out", type=Path)
-    shrinking.add_argument("--size", type=_at_least(1), required=True, help="longest longer side in pixels")
+    shrinking.add_argument("--size", type=_at_least(1), required=True, help="shorter side in pixels, at most")
 
     checking = commands.add_parser("check", help="read everything and report each fault")
     checking.add_argument("mirror", help="sample, a URL or a folder")

@@ -14,24 +14,37 @@ if TYPE_CHECKING:
     from mirror import Mirror  # with pandas, which the command that scores need not wait for
 
 SPLITS = ("test", "train", "index")  # in the order in which ids are looked for: the first two are embedded anyway
+LISTED = "metadata/non_landmarks.csv"  # in a mirror: index photos that are known to show no landmark
 MAX_LINE = 100  # characters; a longer one is read in pieces, which are no ids
 
 
 class References(NamedTuple):
     """Photos of no landmark, and the test photos whose scores go down with likeness to them."""
 
-    ids: set[str]
+    ids: set[str] | None  # None: those of `splits` that are far from every landmark, once these are embedded
     splits: list[str]  # where they are
     serve: set[str]
 
 
 def references(setting: str, mirror: "Mirror") -> list[References]:
-    """What the setting `non_landmarks` says: a file of ids serves all test photos, `other-half` each half the other's.
+    """What the setting `non_landmarks` says, which is nothing if it is empty.
+
+    `auto` looks at no answers: the mirror's own `metadata/non_landmarks.csv`, else photos of the index, or of train
+    where there is none, that are far from every landmark. These and a file of ids serve all test photos. `other-half`,
+    which a solution is needed for, serves each half of the test photos the other's.
 
     Raises InputError if the file is malformed or names a photo that the mirror does not have, or there is no solution.
     """
     if not setting:
         return []
+    if setting == "auto":
+        from tables import read_table  # imports pandas
+
+        own = mirror.path(LISTED)
+        ids = set(read_table(own, ["id"])["id"]) if own else None
+        split = "index" if mirror.shard_names("index") else "train"
+        splits = _splits(ids, mirror, str(own)) if ids else [split]
+        return [References(ids, splits, set(mirror.ids("test")))]
     if setting != "other-half":
         ids = read_ids(Path(setting))
         return [References(ids, _splits(ids, mirror, setting), set(mirror.ids("test")))]

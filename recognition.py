@@ -49,6 +49,7 @@ def main() -> None:
     files = ensemble.embed(recipe, mirror, splits)
     if files is None:
         return
+    references = at_hand(recipe, mirror, files, references)
     found = predict(recipe, mirror, files, references)
     if recipe.verify != "off":
         found = verification.verify(recipe, mirror, files, found)
@@ -87,6 +88,23 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         validation.clear(recipe.work)
 
 
+def at_hand(
+    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
+) -> list[References]:
+    """The references, with photos far from every landmark where the mirror names none; empty without any."""
+    import penalty
+
+    found = []
+    for group in references:
+        if group.ids is None:
+            group = penalty.find_far(group, files, mirror.train(), recipe.index_parts, recipe.work / "penalty")
+        found.append(group)
+    if not all(group.ids for group in found):
+        print("no photos of no landmark are at hand: no penalty is taken")
+        return []
+    return found
+
+
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:
     """The `landmark` and `score` of every test photo that could be read, by id.
 
@@ -112,48 +130,33 @@ def predict_by_similarity(
     recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
 ) -> pd.DataFrame:
     """As `predict`, by the nearest train photos or class centres: vote, blend with the head, penalty."""
-    import rerank
+    import penalty
+    import selection
     import voting
 
-    winners = recipe.penalty == "winners"
-    depth, votes, power, k = (100, 3, 1, 10) if winners else (recipe.votes, recipe.votes, recipe.vote_power, 5)
+    how = penalty.penalty(recipe.penalty, recipe.votes, recipe.vote_power)
     train_files, train = voting.gallery(recipe, mirror, files["train"])
     kept = recipe.work / "neighbours"
     keep = kept / f"test-by-{recipe.recognizer}"
-    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, depth, recipe.index_parts, keep)
-    head = voting.head(files["test"]) if recipe.blend else None
-
-    def vote(neighbours) -> pd.DataFrame:
-        landmark, score = voting.vote(neighbours, train_landmark, votes, power)
-        if head is not None:
-            score = voting.blend(landmark, score, head["landmark"], head["score"], recipe.blend)
-        return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
-
+    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, how.depth, recipe.index_parts, keep)
+    head = voting.head_scores(files["test"]) if recipe.blend else None
     if not references:
-        return vote(neighbours)
+        landmark, score = voting.vote(neighbours, train_landmark, how.votes, how.power, head, recipe.blend)
+        return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
     served = []
     for number, group in enumerate(references):
         path = recipe.work / "non_landmarks.npz"
         nonlandmarks.write_features([file for split in group.splits for file in files[split]], group.ids, path)
-        own = neighbours
-        if winners:
-            of_train = likeness(train_files, path, 5, kept / f"train-in-nonlandmarks-{number}")
-            of_train = of_train.loc[neighbours.index_ids].to_numpy()
-            own = rerank.penalise(neighbours, recipe.penalty_weight * of_train)
-        found = vote(own)
-        of_test = likeness(files["test"], path, k, kept / f"test-in-nonlandmarks-{number}")
-        found["score"] -= recipe.penalty_weight * of_test
+        weight = recipe.penalty_weight or penalty.choose_weight(
+            how, files["train"], selection.voters(recipe, mirror), path, recipe.index_parts, recipe.work / "penalty"
+        )
+        of_train = None
+        if how.of_train:
+            of_train = penalty.likeness(train_files, path, how.of_train, kept / f"train-in-nonlandmarks-{number}")
+        of_test = penalty.likeness(files["test"], path, how.of_queries, kept / f"test-in-nonlandmarks-{number}")
+        found = penalty.penalise(neighbours, train_landmark, how, weight, of_test, of_train, head, recipe.blend)
         served.append(found[found.index.isin(group.serve)])
     return pd.concat(served)
-
-
-def likeness(files: list[Path], references: Path, k: int, keep: Path) -> pd.Series:
-    """The mean similarity of every photo in some features files to the k nearest non-landmarks, by id."""
-    import rerank
-    from search import search
-
-    neighbours = search(files, [references], k, keep=keep)
-    return pd.Series(rerank.nonlandmark_similarity(neighbours, k), index=neighbours.query_ids)
 
 
 if __name__ == "__main__":

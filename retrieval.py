@@ -77,19 +77,22 @@ def find(recipe: Recipe, files: dict[str, list[Path]]) -> "Neighbours":
 def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list["pd.DataFrame"]:
     """The `landmark` of all test and all index photos, by id, and how sure it is (`score`): as the recognizer has them.
 
-    Of votes that is their power mean, so that it is a similarity, however many vote with whatever power.
+    Of votes that is their power mean, so that it is a similarity, however many vote with whatever power; `soft`
+    re-ranking is published with the landmark and the cosine of the nearest train photo alone.
     """
     import voting
 
     if recipe.recognizer == "head":
         return [voting.head(files[split]) for split in ("test", "index")]
-    votes = recipe.votes if recipe.recognizer == "neighbours" else 1
+    votes, power = recipe.votes, recipe.vote_power
+    if recipe.recognizer == "centres" or recipe.rerank_by == "soft":
+        votes, power = 1, 1.0
     gallery = voting.gallery(recipe, mirror, files["train"])
     found = []
     for split in ("test", "index"):
         keep = recipe.work / f"neighbours/{split}-by-{recipe.recognizer}"
-        found.append(voting.recognise(files[split], *gallery, votes, recipe.vote_power, recipe.index_parts, keep))
-    return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / recipe.vote_power)) for one in found]
+        found.append(voting.recognise(files[split], *gallery, votes, power, recipe.index_parts, keep))
+    return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / power)) for one in found]
 
 
 def bring_nearer(

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from command import InputError, check_stop
 from features import Outline, load_features, outline
 from files import whole
+from threads import cores
+
+faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
 
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
 

@@ -10,15 +10,23 @@ from settings import Recipe
 
 
 def train_photos(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
-    """`id` and `landmark_id` of the photos to learn from: all, or the clean ones."""
-    if not recipe.clean:
+    """`id` and `landmark_id` of the photos to learn from: all, or the clean ones, which a `classifier` chooses."""
+    if not (recipe.clean or recipe.classifier):
         return mirror.train()
     import cleaning
 
+    if recipe.classifier:
+        path = recipe.work / "train_clean.csv"
+        if not path.exists():
+            cleaning.clean(recipe.mirror, path, classifier=Path(recipe.classifier), categories=Path(recipe.categories))
+        return cleaning.read_clean(path)
     own = recipe.clean == "true"
     path = mirror.path("metadata/train_clean.csv") if own else Path(recipe.clean)
     if path is None:
-        raise InputError(f"--clean true: {mirror.name} has no metadata/train_clean.csv; make one with cleaning.py")
+        raise InputError(
+            f"--clean true: {mirror.name} has no metadata/train_clean.csv; make one with "
+            "cleaning.py, or give --clean false"
+        )
     return cleaning.read_clean(path)
 
 

@@ -53,6 +53,10 @@ class Recipe(BaseSettings):
 
     clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
     """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
+    classifier: str = ""
+    """a scene classifier, .keras or .onnx: learn from what cleaning.py keeps with it, WORK/train_clean.csv"""
+    categories: str = ""
+    """its scenes, one a line, 1 for indoor and 2 for outdoor: `/a/airfield 2`"""
     min_images: int = Field(2, ge=1)
     """learn only landmarks with at least this many train photos"""
     exclude: list[int] = []
@@ -151,15 +155,17 @@ class Recipe(BaseSettings):
     vote_all: bool = True
     """train photos that were not learnt from vote too, but for those of excluded landmarks"""
     blend: float = Field(0.0, ge=0)
-    """multiply the score by the head's one, where it names the same landmark, to this power; 0: do not"""
+    """multiply a landmark's votes by the head's score for it, to this power, before the best is chosen; 0: do not"""
     non_landmarks: str = ""
-    """photos that show no landmark, for the penalty: a file with an id on each line, or `other-half`: for the test
+    """photos that show no landmark, for the penalty: `auto`: those that the mirror names, else index or train photos
+    far from every landmark; a file with an id on each line; or `other-half`, for offline solutions alone: for the test
     photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
     penalty: Literal["none", "published", "winners"] = "none"
     """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
     first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
-    penalty_weight: float = Field(1.0, gt=0)
-    """the part of these similarities that is taken; 1: all, as published. 0.5 was better where embeddings are good"""
+    penalty_weight: float = Field(1.0, ge=0)
+    """the part of these similarities that is taken; 1: all, as published; 0: the part that is best on train photos and
+    half of the non-landmarks"""
     most_predicted: int = Field(0, ge=0)
     """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
     models: list[Path] = []
@@ -233,6 +239,13 @@ class Recipe(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
+        if self.loss == "triplet" and self.mirror.startswith(("http://", "https://")):
+            raise ValueError(
+                f"triplets need any photo at any time, which {self.mirror} does not give: make a small local copy with "
+                f"`python mirror.py shrink {self.mirror} OUT --size {self.image_size}` and train on --mirror OUT"
+            )
+        if bool(self.classifier) != bool(self.categories):
+            raise ValueError("--classifier and --categories go together")
         if self.learning_rate_steps and self.schedule != "steps":
             raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
         if self.pooling == "flatten" and self.crop < 1:
@@ -256,7 +269,7 @@ class Recipe(BaseSettings):
         if self.recognizer == "head" and (self.blend or self.penalty != "none"):
             raise ValueError("--blend and --penalty change similarities: --recognizer neighbours or centres")
         if self.penalty != "none" and not self.non_landmarks:
-            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: a file of ids, or other-half")
+            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: auto, a file of ids, or other-half")
         if self.non_landmarks and self.penalty == "none":
             raise ValueError("--non-landmarks is for --penalty published or winners; else give it as ''")
         if (

@@ -6,6 +6,7 @@ files is not searched.
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from features import Features, is_whole, load_features, prepare_folder, save_fea
 from mirror import Mirror
 from search import BATCH, Neighbours, search
 from settings import Recipe
+
+UNKNOWN_TO_HEAD = 1e-8  # what a landmark has that the head does not name among its best
 
 
 def gallery(recipe: Recipe, mirror: Mirror, train_files: list[Path]) -> tuple[list[Path], pd.DataFrame]:
@@ -70,20 +73,52 @@ def head(files: list[Path]) -> pd.DataFrame:
     parts = []
     for path in files:  # one in memory at a time: all embeddings would be half a GB
         features = load_features(path)
-        if features.landmark is None:
-            raise InputError(
-                f"{path} has no landmarks of a head: give --recognizer neighbours or centres, and no --blend"
-            )
+        _require_head(features, path)
         parts.append(pd.DataFrame({"landmark": features.landmark, "score": features.score}, index=features.ids))
     return pd.concat(parts)
 
 
-def vote(neighbours: Neighbours, train_landmark: np.ndarray, k: int, power: float = 1) -> tuple[np.ndarray, np.ndarray]:
+class HeadScores(NamedTuple):
+    """What the model's head says of Q photos: their best landmarks and how sure it is of each, best first."""
+
+    landmark: np.ndarray  # (Q, H) int64
+    score: np.ndarray  # (Q, H) float32: probabilities or cosines
+
+
+def head_scores(files: list[Path]) -> HeadScores:
+    """The head's best landmarks of the photos in some features files: ten, or one from files of earlier releases.
+
+    Raises InputError if the model has no head.
+    """
+    parts = []
+    for path in files:
+        features = load_features(path)
+        _require_head(features, path)
+        if features.top_landmark is None:
+            parts.append(HeadScores(features.landmark[:, None], features.score[:, None]))
+        else:
+            parts.append(HeadScores(features.top_landmark, features.top_score))
+    width = min(part.landmark.shape[1] for part in parts)
+    return HeadScores(*(np.concatenate([part[i][:, :width] for part in parts]) for i in range(2)))
+
+
+def vote(
+    neighbours: Neighbours,
+    train_landmark: np.ndarray,
+    k: int,
+    power: float = 1,
+    head: HeadScores | None = None,
+    head_power: float = 10,
+) -> tuple[np.ndarray, np.ndarray]:
     """The landmark with the largest sum of similarity**power over the k nearest train photos, and that sum.
 
     A similarity below 0 counts 0. Of equal sums, that with the nearest photo wins. Where no similarity is above 0, the
     nearest photo gives the landmark and, with its similarity, the score, so that such queries keep an order. With k = 1
     and power 1 the score is the similarity of the nearest photo, bit for bit.
+
+    With a `head`, each sum is first multiplied by what it gives the landmark, to `head_power`; it gives 1e-8 to those
+    that are not among its best, or less. Source: the third place of Google Landmark Recognition 2020 (Ha et al., arXiv
+    2010.05350), whose code has power 9 for the similarities and 10 for the head.
 
     Returns:
         landmark (Q,) int64 and score (Q,) float64: a power of 9 and more leaves the range of float32.
@@ -103,6 +138,10 @@ def vote(neighbours: Neighbours, train_landmark: np.ndarray, k: int, power: floa
         weights = np.maximum(similarities, 0) ** power
         same = voted[:, :, None] == voted[:, None, :]
         sums = np.where(same, weights[:, :, None], 0).sum(axis=1)
+        if head is not None:
+            agrees = voted[:, :, None] == head.landmark[rows, None]
+            given = np.where(agrees, head.score[rows, None].astype(np.float64), UNKNOWN_TO_HEAD).max(axis=2)
+            sums *= given**head_power
         best = sums.argmax(axis=1)[:, None]
         landmark[rows] = np.take_along_axis(voted, best, axis=1)[:, 0]
         nearest = similarities[:, 0]
@@ -146,26 +185,9 @@ def _digest(train: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def blend(
-    landmark: np.ndarray,
-    score: np.ndarray,
-    head_landmark: np.ndarray,
-    head_score: np.ndarray,
-    power: float = 10,
-    otherwise: float = 1e-8,
-) -> np.ndarray:
-    """Multiply each score by what the model's head gives the voted landmark, to a `power`: (Q,) float64.
-
-    That is `head_score`, probability or cosine, where the head's best landmark is the voted one, and `otherwise`, the
-    least that it can be, where it is another: such photos come after the rest, unless `otherwise` is raised. A
-    landmark that the head has not learned never agrees. Scores of 0 and below stay; so blend before any penalty.
-
-    Source: the third place of Google Landmark Recognition 2020 (Ha et al., arXiv 2010.05350), whose code has power 9
-    for the similarities, 10 for the head and 1e-8 for landmarks not among the head's best 5. There the head takes part
-    in choosing the landmark; here, where only its best is known, in ranking the photos.
-    """
-    head = np.where(landmark == head_landmark, np.maximum(head_score, otherwise), otherwise).astype(np.float64)
-    return np.where(score > 0, score * head**power, score)
+def _require_head(features: Features, path: Path) -> None:
+    if features.landmark is None:
+        raise InputError(f"{path} has no landmarks of a head: give --recognizer neighbours or centres, and no --blend")
 
 
 def _require_photos(photos: int) -> None:

@@ -33,7 +33,8 @@ class WebMirror(Mirror):
     """
 
     def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
-        self.url = self.name = url.rstrip("/")
+        super().__init__(url.rstrip("/"))
+        self.url = self.name
         self.cache = cache
         self.ahead = ahead
         self.strict_md5 = strict_md5

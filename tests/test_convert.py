@@ -117,7 +117,7 @@ def test_fetch_downloads_shrinks_and_lists_what_failed(tmp_path, serve):
     fetch()
     photos = read_all(tmp_path / "out", "train")
     assert set(photos) == {identity(n) for n in range(12)} == set(FolderMirror(tmp_path / "out").ids("train"))
-    assert all(max(Image.open(io.BytesIO(data)).size) == 100 for data in photos.values())
+    assert all(min(Image.open(io.BytesIO(data)).size) == 100 for data in photos.values())
     failed = pd.read_csv(tmp_path / "out/failed.csv")
     assert set(failed["id"]) == {identity(12), identity(13), "../evil", identity(99)}
     asked = len(server.requests)
@@ -170,7 +170,7 @@ def test_shrink_copies_everything_smaller(tmp_path, serve, tiny_mirror, web):
     for split in SPLITS:
         before, after = read_all(tiny_mirror, split), read_all(tmp_path / "out", split)
         assert before.keys() == after.keys()
-        assert all(max(Image.open(io.BytesIO(data)).size) == 16 for data in after.values())
+        assert all(min(Image.open(io.BytesIO(data)).size) == 16 for data in after.values())
     for path in [*tiny_mirror.glob("metadata/*.csv"), *tiny_mirror.glob("ground_truth/*.csv")]:
         assert (tmp_path / "out" / path.relative_to(tiny_mirror)).read_bytes() == path.read_bytes()
     assert not (tmp_path / "out/download").exists()
@@ -184,7 +184,7 @@ def test_shrink_skips_done_shards_and_refuses_another_size(tmp_path, tiny_mirror
     (tmp_path / f"out/md5sum/{removed.parent.name}/md5.{removed.stem}.txt").unlink()
     convert.shrink(str(tiny_mirror), tmp_path / "out", 16)
     assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {removed}
-    with pytest.raises(InputError, match="size 16.*size 8"):
+    with pytest.raises(InputError, match="side 16.*side 8"):
         convert.shrink(str(tiny_mirror), tmp_path / "out", 8)
 
 

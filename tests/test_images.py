@@ -102,8 +102,27 @@ def test_a_huge_jpeg_is_decoded_at_a_fraction(monkeypatch):
     assert np.abs(decode(data, 64).astype(int) - COLOUR).max() <= 3
 
 
-def test_shrink_bounds_the_longer_side_and_keeps_the_shape():
-    with Image.open(io.BytesIO(shrink(jpeg(1, (400, 200)), 100))) as image:
-        assert (image.size, image.format, image.mode) == ((100, 50), "JPEG", "RGB")
-    with Image.open(io.BytesIO(shrink(jpeg(1, (40, 20)), 100))) as image:
-        assert image.size == (40, 20)
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((400, 200), (200, 100)),
+        ((200, 400), (100, 200)),
+        ((40, 20), (40, 20)),  # nothing is enlarged
+        ((3000, 90), (400, 90)),  # nor a panorama, whose longer side is bounded too
+        ((90, 3000), (90, 400)),
+        ((6000, 300), (400, 100)),
+        ((2000, 1), (400, 1)),
+    ],
+)
+def test_shrink_bounds_the_shorter_side_and_keeps_the_shape(size, expected):
+    with Image.open(io.BytesIO(shrink(jpeg(1, size), 100))) as image:
+        assert (image.size, image.format, image.mode) == (expected, "JPEG", "RGB")
+
+
+def test_a_square_of_the_size_magnifies_no_side_of_a_shrunk_photo():
+    """A fine pattern across the shorter side comes through as it does from the photo itself."""
+    stripes = np.zeros((128, 512, 3), np.uint8)
+    stripes[::2] = 255
+    data = encode(Image.fromarray(stripes), quality=95, subsampling=0)
+    contrast = [decode(photo, 128).astype(int).std() for photo in (data, shrink(data, 128))]
+    assert contrast[0] > 100 and contrast[1] > 0.9 * contrast[0]

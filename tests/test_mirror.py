@@ -5,6 +5,7 @@ import pytest
 from conftest import identity, jpeg, tars
 
 import mirror as mirrors
+import tables
 from command import InputError
 from mirror import FolderMirror, open_mirror
 from shards import write_tar
@@ -137,3 +138,15 @@ def test_only_shard_names_count(tmp_path):
     for name in ("images_000.tar", "part-images_001.tar", "images_x.tar", "images_002.tar.part"):
         write_tar(tmp_path / "train" / name, [])
     assert FolderMirror(tmp_path).shard_names("train") == ["images_000"]
+
+
+def test_a_table_is_read_once(tiny_mirror, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        mirrors, "read_table", lambda *arguments: read.append(arguments) or tables.read_table(*arguments)
+    )
+    mirror = FolderMirror(tiny_mirror)
+    for _ in range(2):
+        assert mirror.train()["id"].tolist() == mirror.ids("train")
+        mirror.ids("test")
+    assert [path.stem for path, _ in read] == ["train", "test"]

@@ -1,8 +1,10 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_mirror
 from hypothesis import given
@@ -109,6 +111,14 @@ def test_the_setting_says_which_photos(tmp_path):
     assert references(str(ids), mirror) == [References({index[2]}, ["index"], set(test))]
     with pytest.raises(InputError, match="ids names 'elsewhere'.*mirror"):
         references(str(write(tmp_path / "ids", test[1], "elsewhere")), mirror)
+
+    none = set(index) - set(pd.read_csv(folder / "metadata/index_image_to_landmark.csv")["id"])
+    assert len(none) == 4  # what a mirror that we made says of its own index; those of test are to be judged
+    assert references("auto", mirror) == [References(none, ["index"], set(test))]
+    (folder / "metadata/non_landmarks.csv").unlink()
+    assert references("auto", mirror) == [References(None, ["index"], set(test))]
+    shutil.rmtree(folder / "index")
+    assert references("auto", open_mirror(str(folder))) == [References(None, ["train"], set(test))]
 
     halves = references("other-half", mirror)
     assert [group.splits for group in halves] == [["test"], ["test"]]

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+import penalty
 import recipe as recipes
 from command import InputError
 from recipe import keep, load, selected
@@ -25,6 +26,22 @@ def test_the_published_softmax_recipe():
     recipe = load(["--recipe", "softmax"])
     assert recipe.exclude == [138982] and recipe.flip and recipe.crop_size == 168
     assert recipe.mirror == "https://s3.amazonaws.com/google-landmark"
+
+
+def test_the_published_triplet_recipe():
+    """12 landmarks x 8 photos of 20 subspaces; the nearest photo less the mean similarity to the 5 nearest of none."""
+    recipe = load(["--recipe", "triplet"])
+    assert (recipe.subspaces, recipe.classes_per_batch, recipe.photos_per_class) == (20, 12, 8)
+    assert penalty.penalty(recipe.penalty, recipe.votes, recipe.vote_power)[1:] == (1, 1.0, 5, 0)
+    assert not recipe.mirror.startswith("http") and recipe.non_landmarks == "auto"  # a live challenge has no solution
+
+
+def test_the_published_arcface_recipe():
+    """Votes of 3 after the penalty of 5 and 10 non-landmarks (2020's winners); the best 750 re-ranked (2021's)."""
+    recipe = load(["--recipe", "arcface"])
+    assert penalty.penalty(recipe.penalty, recipe.votes, recipe.vote_power)[1:] == (3, 1.0, 10, 5)
+    assert (recipe.rerank_by, recipe.rerank_depth, recipe.subcentres) == ("soft", 750, 3)
+    assert recipe.non_landmarks == "auto"
 
 
 def test_a_work_folder_goes_on_with_its_recipe_as_it_was(tmp_path):
@@ -73,6 +90,11 @@ WRONG = [
     (["--verify", "maybe"], "--verify.*'off', 'none' or 'lower'.*maybe"),
     (["--verify", "none", "--extractor", "savedmodel"], "savedmodel needs the folder with it: --extractor-model"),
     (["--loss", "triplet", "--recognizer", "head"], "triplets train no head: --recognizer neighbours"),
+    (
+        ["--loss", "triplet", "--mirror", "https://m.org/x", "--image-size", "224"],
+        "python mirror.py shrink https://m.org/x OUT --size 224",
+    ),
+    (["--classifier", "places.onnx"], "--classifier and --categories"),
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),

@@ -44,6 +44,9 @@ def test_labels_and_how_sure_they_are(tmp_path):
     np.testing.assert_allclose(query["score"]["test0"], (cosine(10) + cosine(20)) / 3, atol=1e-6)
     query, _ = labels(Recipe(work=tmp_path, votes=3, vote_power=2), mirror, files)
     np.testing.assert_allclose(query["score"]["test0"], np.sqrt((cosine(10) ** 2 + cosine(20) ** 2) / 3), atol=1e-6)
+    published = Recipe(work=tmp_path, votes=3, vote_power=2, rerank_by="soft")  # the nearest one's cosine
+    query, index = labels(published, mirror, files)
+    np.testing.assert_allclose([query["score"]["test0"], *index["score"]], [cosine(10), cosine(20)], atol=1e-6)
     recipe = Recipe(work=tmp_path, recognizer="centres", votes=3, exclude=[6])
     _, index = labels(recipe, mirror, files)
     assert index["landmark"].to_dict() == {"index0": 5}

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from conftest import make_mirror
 
+import cleaning
 from command import InputError
 from mirror import open_mirror
 from recipe import load
@@ -22,6 +25,23 @@ def test_learning_from_clean_photos(tmp_path):
     kept = train_photos(load(["--clean", str(tmp_path / "mine.csv")]), mirror)
     pd.testing.assert_frame_equal(kept.reset_index(drop=True), clean.reset_index(drop=True), check_dtype=False)
     assert len(train_photos(load(["--clean", "true"]), mirror)) == 1
+
+
+def test_a_classifier_cleans_first_and_once(tmp_path, monkeypatch):
+    mirror = open_mirror(str(make_mirror(tmp_path / "mirror")))
+    photo = mirror.train()["id"][5]
+    calls = []
+
+    def clean(source, out, **options):
+        calls.append((source, options))
+        out.write_text(f"landmark_id,images\n10,{photo}\n")
+
+    monkeypatch.setattr(cleaning, "clean", clean)
+    (tmp_path / "work").mkdir()
+    arguments = [f"--work={tmp_path}/work", f"--mirror={mirror.name}", "--classifier=c.onnx", "--categories=c.txt"]
+    for _ in range(2):
+        assert train_photos(load(arguments), mirror)["id"].tolist() == [photo]
+    assert calls == [(mirror.name, {"classifier": Path("c.onnx"), "categories": Path("c.txt")})]
 
 
 def test_clean_is_yes_or_no_or_a_file(tmp_path):

@@ -109,7 +109,8 @@ def test_a_batch_is_shown_in_tensorboard_a_row_for_each_landmark(tiny_mirror, tm
     assert sheet[:30].max() < 20 and sheet[34:].min() > 180
 
 
-def test_a_mirror_at_a_url_is_refused_with_what_to_type(serve, tiny_mirror, tmp_path):
-    url = serve(tiny_mirror).url
-    with pytest.raises(InputError, match=f"python mirror.py shrink {url} OUT --size 32"):
-        train(settings(url, tmp_path))
+def test_a_mirror_at_a_url_is_refused_with_what_to_type_before_anything_is_asked_of_it(serve, tiny_mirror, tmp_path):
+    server = serve(tiny_mirror)
+    with pytest.raises(InputError, match=f"python mirror.py shrink {server.url} OUT --size 32"):
+        settings(server.url, tmp_path)
+    assert server.requests == []

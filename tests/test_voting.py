@@ -13,7 +13,7 @@ from command import InputError
 from features import Features, load_features, save_features
 from search import Neighbours
 from settings import Recipe
-from voting import blend, class_centres, gallery, head, recognise, vote
+from voting import HeadScores, class_centres, gallery, head, head_scores, recognise, vote
 
 
 def neighbours(similarities, positions, photos) -> Neighbours:
@@ -226,15 +226,45 @@ def test_what_the_head_says(tmp_path):
         head([features(tmp_path, "plain", np.eye(2))])
 
 
-def test_blend_by_hand():
-    landmark, score = np.array([1, 1, 1, 1]), np.array([0.5, 0.5, 0.5, -0.2])
-    head_landmark, head_score = np.array([1, 2, 1, 1]), np.array([0.8, 0.9, -0.3, 0.9], np.float32)
-    blended = blend(landmark, score, head_landmark, head_score, power=2, otherwise=0.1)
-    np.testing.assert_allclose(blended, [0.5 * 0.64, 0.5 * 0.01, 0.5 * 0.01, -0.2], rtol=1e-6)
+def among(similarities, landmark):
+    """Neighbours of as many queries as `similarities` has rows, each of all the train photos."""
+    similarities = np.array(similarities, np.float32)
+    positions = np.argsort(-similarities, axis=1, kind="stable")
+    queries, photos = (np.array([f"{n}" for n in range(count)]) for count in similarities.shape)
+    found = Neighbours(queries, photos, np.take_along_axis(similarities, positions, 1), positions, None, None)
+    return found, np.array(landmark)
 
 
-def test_blend_puts_what_the_head_denies_last_and_keeps_order_there():
-    landmark, score = np.array([1, 2, 3, 4]), np.array([1e-6, 0.9, 0.8, 0.3]) ** 9
-    blended = blend(landmark, score, np.array([1, 9, 9, 9]), np.array([0.05, 1, 1, 1], np.float32))
-    assert np.argsort(-blended).tolist() == [0, 1, 2, 3]
-    assert np.all(blended > 0)
+def test_the_head_takes_part_in_choosing():
+    """By similarity 1 wins with 0.81 against 0.64; the head gives 1 a tenth of what it gives 2."""
+    neighbours, landmark = among([[0.9, 0.8, 0.3]], [1, 2, 3])
+    assert vote(neighbours, landmark, 3, 2)[0].tolist() == [1]
+    head = HeadScores(np.array([[2, 1]]), np.array([[0.5, 0.05]], np.float32))
+    for power, chosen, score in ((1, 2, 0.64 * 0.5), (2, 2, 0.64 * 0.25), (0.05, 1, 0.81 * 0.05**0.05)):
+        found = vote(neighbours, landmark, 3, 2, head, power)
+        assert found[0].tolist() == [chosen]
+        np.testing.assert_allclose(found[1], [score], rtol=1e-5)
+
+
+def test_a_landmark_that_the_head_does_not_name_comes_last_and_keeps_its_order():
+    neighbours, landmark = among([[0.1, 0, 0, 0], [0, 0.9, 0, 0], [0, 0, 0.8, 0], [0, 0, 0, -0.5]], [1, 2, 3, 4])
+    head = HeadScores(np.array([[1, 8], [9, 8], [9, 8], [4, 8]]), np.tile(np.float32([[0.05, 0.01]]), (4, 1)))
+    found = vote(neighbours, landmark, 1, 9, head, 10)
+    assert found[0].tolist()[:3] == [1, 2, 3]
+    assert np.argsort(-found[1]).tolist() == [0, 1, 2, 3] and (found[1][:3] > 0).all()
+    np.testing.assert_allclose(found[1][1], 0.9**9 * 1e-80, rtol=1e-4)
+
+
+def test_the_heads_best_of_new_files_and_the_best_of_old_ones(tmp_path):
+    ids, embeddings = np.array(["a", "b"]), np.eye(2, dtype=np.float16)
+    landmark, score = np.array([5, 6]), np.array([0.9, 0.8], np.float32)
+    save_features(tmp_path / "old.npz", Features(ids, embeddings, landmark, score))
+    best, sure = np.array([[5, 7], [6, 7]]), np.array([[0.9, 0.1], [0.8, 0.2]], np.float32)
+    save_features(tmp_path / "new.npz", Features(ids, embeddings, landmark, score, best, sure))
+    save_features(tmp_path / "none.npz", Features(ids, embeddings))
+    np.testing.assert_array_equal(head_scores([tmp_path / "new.npz"]).landmark, best)
+    np.testing.assert_array_equal(head_scores([tmp_path / "new.npz"]).score, sure)
+    both = head_scores([tmp_path / "old.npz", tmp_path / "new.npz"])
+    assert both.landmark.tolist() == [[5], [6], [5], [6]]
+    with pytest.raises(InputError, match="no --blend"):
+        head_scores([tmp_path / "none.npz"])
