@@ -1,11 +1,72 @@
 """Which threshold of inliers suits: precision, recall and GAP of each, by predictions and the truth."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import metrics
+from command import InputError
+from features import Features, load_features, outline, save_features, take
+from search import search
+
+DEPTH = 100  # neighbours among which a photo of another landmark is looked for
+
+
+def hold_out(files: list[Path], train: pd.DataFrame, count: int, seed: int, parts: int, path: Path) -> pd.DataFrame:
+    """Train photos, spread over the landmarks, and what the nearest other train photo says of them.
+
+    Of one half that is any photo but itself. Of the other half it is one of another landmark, as if their own were not
+    known: so they stand for photos that show none, and their predictions are wrong. Left out are photos whose 100
+    nearest are all of their own landmark and, in the first half, those of landmarks with one photo.
+
+    Args:
+        files: features files of the train photos.
+        train: their `id` and `landmark_id`.
+        count: how many photos, at most.
+        parts: the train photos are searched in so many parts.
+        path: where the features of the held-out photos go.
+
+    Returns:
+        By id: `landmark` and `score` as predicted, `truth`, the landmark, and `shown`, whether it was known.
+
+    Raises:
+        InputError: no landmark has two train photos, or there is but one landmark.
+    """
+    landmark_of = train.set_index("id")["landmark_id"]
+    ids = np.concatenate([outline(file).ids for file in files])
+    photos = landmark_of.loc[np.random.default_rng(seed).permutation(np.sort(ids))]
+    place, size = photos.groupby(photos).cumcount().to_numpy(), photos.groupby(photos).transform("size").to_numpy()
+    shown = np.zeros(len(photos), bool)
+    shown[np.flatnonzero(size > 1)[::2]] = True
+    order = np.argsort(place, kind="stable")  # each landmark's first photo, each one's second, ...
+    chosen = np.concatenate([order[shown[order] == half][: count // 2] for half in (True, False)])
+    found = pd.DataFrame({"truth": photos.iloc[chosen], "shown": shown[chosen]})
+
+    wanted = found.index.to_numpy(str)
+    fields = zip(
+        *(take(features, np.isin(features.ids, wanted)) for features in map(load_features, files)), strict=True
+    )
+    save_features(path, Features(*(None if field[0] is None else np.concatenate(field) for field in fields)))
+    neighbours = search([path], files, DEPTH, parts, landmark_of.index)
+    found = found.loc[neighbours.query_ids]
+    landmarks = landmark_of.loc[neighbours.index_ids].to_numpy()[neighbours.positions]
+    own = np.where(
+        found["shown"].to_numpy()[:, None],
+        neighbours.index_ids[neighbours.positions] == neighbours.query_ids[:, None],
+        landmarks == found["truth"].to_numpy()[:, None],
+    )
+    usable = (neighbours.positions >= 0) & ~own
+    best = usable.argmax(axis=1)[:, None]
+    found["landmark"] = np.take_along_axis(landmarks, best, axis=1)[:, 0]
+    found["score"] = np.take_along_axis(neighbours.similarities, best, axis=1)[:, 0]
+    found = found[usable.any(axis=1)]
+    if not found["shown"].any() or found["shown"].all():
+        raise InputError(
+            f"of {len(ids):,} train photos none can be held out: there must be two landmarks, and two photos of one"
+        )
+    return found
 
 
 def calibrate(verified: pd.DataFrame, truth: Mapping[str, Collection[int]], most: int) -> tuple[pd.DataFrame, int]:

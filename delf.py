@@ -22,8 +22,6 @@ from local_features import SCALES, LocalFeatures
 FILE = "delf.keras"  # in a work folder: features, attention and PCA in one model
 STRIDE = 16
 MULTIPLE = 64  # levels are filled up to sides of a multiple of this, so that few shapes are compiled
-RECEPTIVE_FIELD = 291  # pixels: ResNet50's, as the release has it; EfficientNet-Lite0's is 339
-MAX_OVERLAP = 1.0  # the release's default, which suppresses nothing
 
 
 @models.register
@@ -107,42 +105,30 @@ def extract(delf: keras.Model, photo: np.ndarray, points: int) -> LocalFeatures:
     A photo takes a moment's memory for its largest level, twice its size: 200 MB at 640 px with EfficientNet-Lite0.
     """
     height, width = photo.shape[:2]
-    image = Image.fromarray(photo)
-    centres, fields, descriptors, scores = [], [], [], []
+    centres, descriptors, scores = [], [], []
     for scale in SCALES:
-        sides = max(1, round(width * scale)), max(1, round(height * scale))
-        level = np.asarray(image.resize(sides, Image.Resampling.BICUBIC))
-        fill = [(0, -side % MULTIPLE) for side in level.shape[:2]]
-        maps = delf.predict_on_batch(np.pad(level, [*fill, (0, 0)], mode="edge")[None])
+        shown = level(photo, scale)
+        sides = shown.shape[1], shown.shape[0]
+        maps = delf.predict_on_batch(fill(shown, *(-(-side // MULTIPLE) * MULTIPLE for side in sides))[None])
         # A network that learnt from mirrored photos too sees its cell i centred at 16 i + 7.5, whatever its padding:
         # EfficientNet-Lite0's features of mirrored photos match at 7.6, those of photos of twice the size at 9.0.
         x, y = (np.arange(STRIDE / 2, side, STRIDE) for side in sides)
         grid = np.stack(np.meshgrid(x * width / sides[0], y * height / sides[1]), axis=-1) - 0.5
         centres.append(grid.reshape(-1, 2))
-        fields.append(np.full(len(centres[-1]), RECEPTIVE_FIELD / scale))
         for name, parts in (("descriptors", descriptors), ("scores", scores)):
             inside = np.asarray(maps[name])[0, : len(y), : len(x)]
             parts.append(inside.reshape(-1, inside.shape[-1]))
-    centres, fields, descriptors, scores = map(np.concatenate, (centres, fields, descriptors, scores))
-    best = suppress(centres, fields, scores[:, 0], MAX_OVERLAP, points)
+    centres, descriptors, scores = map(np.concatenate, (centres, descriptors, scores))
+    best = np.argsort(-scores[:, 0], kind="stable")[:points]
     return LocalFeatures(centres[best].astype(np.float32), descriptors[best])
 
 
-def suppress(centres: np.ndarray, sides: np.ndarray, scores: np.ndarray, overlap: float, most: int) -> np.ndarray:
-    """Non-maximum suppression of squares: the rows of at most `most`, best first, no two with IoU above `overlap`.
+def level(photo: np.ndarray, scale: float) -> np.ndarray:
+    """A photo (H, W, 3) uint8 at a scale of the pyramid."""
+    sides = (max(1, round(side * scale)) for side in photo.shape[1::-1])
+    return np.asarray(Image.fromarray(photo).resize(tuple(sides), Image.Resampling.BICUBIC))
 
-    Args:
-        centres: (N, 2).
-        sides, scores: (N,); ties go to the earlier row.
-    """
-    rows = np.argsort(-scores, kind="stable")
-    if overlap >= 1:
-        return rows[:most]
-    kept = []
-    while len(rows) and len(kept) < most:
-        best, rows = rows[0], rows[1:]
-        kept.append(best)
-        reach = (sides[best] + sides[rows]) / 2 - np.abs(centres[rows] - centres[best]).T
-        common = np.prod(np.clip(reach, 0, np.minimum(sides[best], sides[rows])), axis=0)
-        rows = rows[common <= overlap * (sides[best] ** 2 + sides[rows] ** 2 - common)]
-    return np.array(kept, dtype=np.int64)
+
+def fill(photo: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A photo (H, W, C), filled up to the right and below with its last pixels."""
+    return np.pad(photo, [(0, height - photo.shape[0]), (0, width - photo.shape[1]), (0, 0)], mode="edge")

@@ -5,101 +5,243 @@ is what recognition.py does. In the second the features are fixed, and the atten
 softmax tells the landmark from their weighted sum.
 """
 
+import io
+import json
+import shutil
+import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
+from PIL import Image
 from tqdm import tqdm
 
+import convert
 import delf
 import model as models
 import training
-from command import check_stop
+from command import InputError, check_stop
+from files import whole
+from generators import Batches, in_threads, shuffled
 from images import UnreadablePhoto
-from local_features import decode
-from mirror import Mirror
+from local_features import DECODED_AHEAD, SCALES, decode
+from mirror import FolderMirror, Mirror
 from settings import Recipe
 
+SETTINGS = ("delf_backbone", "delf_weights", "delf_epochs", "delf_photos")  # that change what is made
 DIMENSIONS = 40
 POINTS = 1000
 PCA_PHOTOS = 100
+PHOTOS_EACH = 10  # of a landmark that the attention learns, at least, where there are so many
+BATCH_SIZE = 8  # at most: at the largest scale the 8 photos have 8 million pixels
 
 
 @models.register
 class AttentivePooling(layers.Layer):
-    """Features (B, H, W, C) and their scores (B, H, W, 1) to (B, C) float32: L2-normalised, weighted, their mean.
+    """Features (B, H, W, C), their scores and which of them count, (B, H, W, 1), to (B, C) float32.
 
-    The publication has the sum; the mean, as in its release, does not grow with the photo.
+    That is the mean of the L2-normalised features, weighted. The publication has the sum; the mean, as in its release,
+    does not grow with the photo.
     """
 
-    def call(self, features, scores):
-        return ops.mean(models.unit(features) * scores, axis=(1, 2))
+    def call(self, features, scores, inside):
+        pooled = ops.sum(models.unit(features) * scores * inside, axis=(1, 2))
+        return pooled / ops.maximum(ops.sum(inside, axis=(1, 2)), 1)
+
+
+class Levels(Batches):
+    """Photos as `delf.extract` sees them, (B, S, S, 4) uint8: of their own shape, at a random scale of the pyramid.
+
+    The fourth channel is 255 in the photo, and 0 where it was filled up to the square. S is the side of a scale that
+    holds the whole batch, so that there are seven shapes at most: JAX compiles anew for each. Scale and mirroring
+    follow from the ids of a batch, so that a resumed run repeats them.
+    """
+
+    def __init__(self, *arguments, flip: bool, **options):
+        super().__init__(*arguments, **options)
+        self.flip = flip
+        self.sides = [ceil(scale * self.size / delf.MULTIPLE) * delf.MULTIPLE for scale in SCALES]
+
+    def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        photos = in_threads(self._decode, (identity for ids in self.slices for identity in ids), DECODED_AHEAD)
+        for ids in self.slices:
+            random = np.random.default_rng(zlib.crc32(" ".join(ids).encode()))
+            scale, mirrored = random.choice(SCALES), random.random(len(ids)) < self.flip / 2
+            decoded = list(islice(photos, len(ids)))
+            self.unreadable += [(identity, reason) for identity, reason in decoded if isinstance(reason, str)]
+            levels = {
+                identity: delf.level(photo[:, ::-1] if mirror else photo, scale)
+                for (identity, photo), mirror in zip(decoded, mirrored, strict=True)
+                if isinstance(photo, np.ndarray)
+            }
+            if levels:
+                largest = max(max(level.shape) for level in levels.values())
+                side = min(side for side in self.sides if side >= largest)
+                yield list(levels), np.stack([_fill(level, side) for level in levels.values()])
+
+    def _decode(self, identity: str) -> tuple[str, np.ndarray | str]:
+        try:
+            return identity, decode(self.shard.read(identity), self.size)
+        except (OSError, UnreadablePhoto) as error:
+            return identity, str(error)
+
+
+def _fill(level: np.ndarray, side: int) -> np.ndarray:
+    inside = np.zeros((side, side, 1), np.uint8)
+    inside[: level.shape[0], : level.shape[1]] = 255
+    return np.concatenate([delf.fill(level, side, side), inside], axis=2)
 
 
 def train_delf(recipe: Recipe, mirror: Mirror, photos: pd.DataFrame, landmarks: np.ndarray) -> Path:
-    """Make `WORK/delf.keras` unless it is there: the features of `WORK/model.keras`, an attention, and PCA.
+    """Make `WORK/delf.keras` unless it is there: features, an attention, and PCA.
 
-    The attention is trained for `delf_epochs`, from the checkpoint in `WORK/attention/` if there is one; with none the
-    norm of the features stands in for it. Without a `model.keras` the features are those of the recipe's backbone with
-    its first weights.
+    The features are those of `WORK/model.keras`, or of a backbone of their own (`delf_backbone`); while there is no
+    model.keras, those of the recipe's backbone with its first weights. A sample of the train photos, at `local_size`,
+    is kept in `WORK/attention/` until DELF is done. On it the attention is trained for `delf_epochs`, from the
+    checkpoint there if there is one; with none the norm of the features stands in for it.
 
     Args:
         photos: `id` and `landmark_id` of the train photos to learn from.
         landmarks: (classes,) the landmark ids to learn, ascending.
 
     Raises:
-        InputError: the model or the checkpoint does not load.
+        InputError: the model or the checkpoint does not load, or there is a DELF of other settings.
         Stopped: this run is asked to end; a checkpoint is written first.
     """
-    path = recipe.work / delf.FILE
+    path, folder = recipe.work / delf.FILE, recipe.work / "attention"
+    made_from = {
+        name: getattr(recipe, name) for name in ("delf_backbone", "delf_weights", "delf_epochs", "delf_photos")
+    }
+    note = folder / "made_from.json"
+    before = json.loads(note.read_text()) if note.exists() else None  # earlier versions left none
     if path.exists():
+        if before not in (None, made_from):
+            raise InputError(f"{path} was made with {_said(before)}, now {_said(made_from)}; delete it to make another")
         return path
-    trained = recipe.work / "model.keras"
-    if trained.exists():
-        start = models.load(trained)
-    else:
-        start = models.build_model(len(landmarks), **{name: getattr(recipe, name) for name in models.SETTINGS})
-    backbone = next(layer for layer in start.layers if isinstance(layer, keras.Model))
-    features = delf.stride_16_features(backbone)
+    if before != made_from:
+        shutil.rmtree(folder, ignore_errors=True)  # what is in it would be gone on with
+        with whole(note) as part:
+            part.write_text(json.dumps(made_from))
+
+    normalization, features = dense_features(recipe, len(landmarks))
+    photos = photos[photos["landmark_id"].isin(landmarks)]
+    count = recipe.delf_photos if recipe.delf_epochs else PCA_PHOTOS
+    place = folder / f"photos-{recipe.local_size}"
+    sample = draw_sample(mirror, photos, count, recipe.local_size, recipe.seed, place)
     head = delf.FeatureNorm()
     if recipe.delf_epochs:
-        head = train_attention(recipe, mirror, photos, landmarks, start, features)
-    whole_features = delf.build(start.get_layer("normalization"), features, head)
-    mean, axes = principal_axes(_samples(recipe, mirror, whole_features), DIMENSIONS)
+        head = train_attention(recipe, sample, photos, normalization, features)
+    whole_features = delf.build(normalization, features, head)
+    mean, axes = principal_axes(_samples(recipe, sample, whole_features), DIMENSIONS)
     models.save(delf.with_pca(whole_features, mean, axes), path)
-    (recipe.work / "attention/checkpoint.keras").unlink(missing_ok=True)
+    (folder / "checkpoint.keras").unlink(missing_ok=True)
+    shutil.rmtree(place)
     return path
 
 
-def train_attention(
-    recipe: Recipe,
-    mirror: Mirror,
-    photos: pd.DataFrame,
-    landmarks: np.ndarray,
-    start: keras.Model,
-    features: keras.Model,
-) -> keras.Layer:
-    """Train the attention on the mirror's train shards; only it and a softmax over the landmarks change.
+def _said(settings: dict) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in settings.items())
 
-    Adam at 1e-3 with a cosine schedule; augmentation, batches and seed as the recipe has them.
+
+def dense_features(recipe: Recipe, classes: int = 2) -> tuple[keras.Layer, keras.Model]:
+    """The normalisation of photos, and the stride-16 features, that DELF is made of.
+
+    Raises:
+        InputError: the model does not load, or the backbone has no such features or its weights cannot be had.
     """
-    stage = recipe.stage("attention", recipe.delf_epochs, loss="softmax", schedule="cosine")
+    trained = recipe.work / "model.keras"
+    settings = {name: getattr(recipe, name) for name in models.SETTINGS}
+    if recipe.delf_backbone:
+        own = {"backbone": recipe.delf_backbone, "weights": recipe.delf_weights, "precision": recipe.precision}
+        try:
+            start = models.build_model(classes, **own, seed=recipe.seed)
+        except InputError as error:
+            raise InputError(f"DELF: {error}".replace("--weights", "--delf-weights")) from error
+    else:
+        start = models.load(trained) if trained.exists() else models.build_model(classes, **settings)
+    backbone = next(layer for layer in start.layers if isinstance(layer, keras.Model))
+    return start.get_layer("normalization"), delf.stride_16_features(backbone)
+
+
+def draw_sample(mirror: Mirror, photos: pd.DataFrame, count: int, size: int, seed: int, folder: Path) -> FolderMirror:
+    """At most `count` of `photos`, as many of each landmark as far as there are, as a mirror of small train photos.
+
+    Of very many landmarks the `count` / 10 most frequent are drawn from, and of the mirror's shards only as many, at
+    random, as should hold 10 photos of each of these; each is read, and so downloaded, once. A second call goes on
+    after the last whole shard.
+
+    Args:
+        photos: `id` and `landmark_id`.
+        size: of the longer side in pixels; JPEGs of 512 take some 60 KB.
+    """
+    counts = photos["landmark_id"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    counts = counts[: max(count // PHOTOS_EACH, 1)]
+    each = count // len(counts)
+    names = mirror.shard_names("train")
+    needed = min(ceil(len(names) * each / counts.iloc[-1]), len(names))
+    names = [names[i] for i in shuffled(len(names), seed, 0)[:needed]]
+    landmark_of = photos[photos["landmark_id"].isin(counts.index)].set_index("id")["landmark_id"]
+    sample = FolderMirror(folder)
+    done = [name for name in names if (folder / f"md5sum/train/md5.{name}.txt").exists()]
+    taken = pd.Series(0, counts.index)
+
+    def take(ids: list[str]) -> list[str]:
+        ids = pd.Index(ids).intersection(landmark_of.index, sort=False)
+        landmark = landmark_of[ids]
+        chosen = landmark[landmark.groupby(landmark).cumcount() + landmark.map(taken) < each]
+        taken[:] += chosen.value_counts().reindex(taken.index, fill_value=0)
+        return chosen.index.tolist()
+
+    for shard in sample.stream("train", done):
+        take(shard.ids)
+    for shard in tqdm(mirror.stream("train", names[len(done) :]), "DELF's photos", len(names), len(done)):
+        ids = take([shard.ids[i] for i in shuffled(len(shard.ids), seed, 0)])
+        load = partial(_small, shard, size)
+        convert.write_shard(folder, "train", shard.name, list(zip(ids, ids, strict=True)), load)
+    return sample
+
+
+def _small(shard, size: int, identity: str) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(decode(shard.read(identity), size)).save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def train_attention(
+    recipe: Recipe, sample: Mirror, photos: pd.DataFrame, normalization: keras.Layer, features: keras.Model
+) -> keras.Layer:
+    """Train the attention on the sample's train shards; only it and a softmax over its landmarks change.
+
+    Adam at 1e-3 with a cosine schedule; mirroring and seed as the recipe has them.
+    """
+    stage = recipe.stage(
+        "attention", recipe.delf_epochs, loss="softmax", schedule="cosine", image_size=recipe.local_size,
+        batch_size=min(recipe.batch_size, BATCH_SIZE),
+    )  # fmt: skip
+    names = sample.shard_names("train")
+    ids = [identity for shard in sample.stream("train", names) for identity in shard.ids]
+    landmark = photos.set_index("id")["landmark_id"].loc[ids]
+    classes = pd.Series(np.unique(landmark, return_inverse=True)[1], index=ids)
+
     keras.utils.set_random_seed(recipe.seed)
-    shown = keras.Input((None, None, 3), dtype="uint8", name="photos")
-    maps = features(start.get_layer("normalization")(start.get_layer("augmentation")(shown)), training=False)
-    pooled = AttentivePooling(dtype="float32")(maps, delf.attention_head()(maps))
+    shown = keras.Input((None, None, 4), dtype="uint8", name="photos")
+    maps = features(normalization(shown[..., :3]), training=False)
+    middle = delf.STRIDE // 2  # a cell counts where extraction has it: its centre is in the photo
+    inside = ops.cast(shown[:, middle :: delf.STRIDE, middle :: delf.STRIDE, 3:] > 0, "float32")
+    pooled = AttentivePooling(dtype="float32")(maps, delf.attention_head()(maps), inside)
     # A random softmax would teach the attention to look elsewhere before it knows a landmark itself: over frozen
     # ImageNet features of 48 real landmarks the loss came down to 1.4 in ten epochs; from zeros it comes down to 0.2.
-    softmax = layers.Dense(len(landmarks), kernel_initializer="zeros", dtype="float32", name="landmark")
+    softmax = layers.Dense(int(classes.max()) + 1, kernel_initializer="zeros", dtype="float32", name="landmark")
+    model = keras.Model(shown, softmax(pooled), name="attention")
 
-    photos = photos[photos["landmark_id"].isin(landmarks)]
-    classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
-    names = mirror.shard_names("train")
-    run = training.Run(stage, classes, stage.epochs * len(names), keras.Model(shown, softmax(pooled), name="attention"))
-    run.train(training.stream(stage, mirror, names, classes, run.model, len(run.history)), lambda _: {})
+    run = training.Run(stage, classes, stage.epochs * len(names), model, partial(Levels, flip=recipe.flip))
+    run.train(training.stream(stage, sample, names, classes, run.model, len(run.history)), lambda _: {})
     return run.model.get_layer("attention")
 
 
@@ -117,20 +259,9 @@ def principal_axes(samples: Iterable[np.ndarray], dimensions: int) -> tuple[np.n
     return mean.astype("float32"), axes[:, ::-1][:, :dimensions].astype("float32")
 
 
-def _samples(recipe: Recipe, mirror: Mirror, model: keras.Model) -> Iterator[np.ndarray]:
-    """The best features of the first train photos that can be read."""
-    left = PCA_PHOTOS
-    bar = tqdm(total=left, desc="PCA", unit=" photos")
-    for shard in mirror.stream("train", mirror.shard_names("train")):
-        for identity in shard.ids[:left]:
-            check_stop()
-            try:
-                photo = decode(shard.read(identity), recipe.local_size)
-            except (OSError, UnreadablePhoto):
-                continue  # the next command names it in skipped.csv
-            yield delf.extract(model, photo, POINTS).descriptors
-            left -= 1
-            bar.update()
-        if not left:
-            break
-    bar.close()
+def _samples(recipe: Recipe, sample: Mirror, model: keras.Model) -> Iterator[np.ndarray]:
+    """The best features of the first photos of the sample."""
+    ids = ((shard, identity) for shard in sample.stream("train", sample.shard_names("train")) for identity in shard.ids)
+    for shard, identity in tqdm(islice(ids, PCA_PHOTOS), "PCA", PCA_PHOTOS, unit=" photos"):
+        check_stop()
+        yield delf.extract(model, decode(shard.read(identity), recipe.local_size), POINTS).descriptors

@@ -11,9 +11,13 @@ An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `Lo
 """
 
 import io
+import json
+import struct
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +26,7 @@ from tqdm import tqdm
 
 import command
 from command import InputError, check_stop
-from features import load_features
+from features import outline
 from files import whole
 from generators import in_threads, record_skipped
 from images import UnreadablePhoto, open_photo
@@ -33,6 +37,8 @@ PACKAGES = "opencv-python-headless threadpoolctl"
 SCALES = (0.25, 0.3536, 0.5, 0.7071, 1.0, 1.4142, 2.0)  # of the published DELF and DELG configurations
 SMALLEST_SIDE = 32  # pixels: XFeat's network cannot see less
 DECODED_AHEAD = 16
+NOTE = "checked.json"  # beside the files of local features: size and time of those that were read through
+LENGTHS_AT = 26  # bytes into a zip's header of a member: how long its name and its extra field are
 POINT_BYTES = 8  # x and y in a file, as float32; then a byte for each dimension of the descriptor
 
 
@@ -180,30 +186,33 @@ def none_found() -> LocalFeatures:
 
 
 class KeptFeatures(Mapping[str, LocalFeatures]):
-    """Local features by photo id in the files of `keep_features`, each read when it is asked for, from any thread."""
+    """Local features by photo id in the files of `keep_features`, each read when it is asked for, from any thread.
+
+    No file stays open: where a photo's array lies is known, and its checksum is verified whenever it is read.
+    """
 
     def __init__(self, paths: list[Path]):
-        self._files = {}
+        self._places: dict[str, tuple[Path, int, int, int]] = {}
         for path in paths:
-            file = np.load(path, allow_pickle=False)
-            self._files.update(dict.fromkeys(file.files, (path, file)))
+            self._places.update({identity: (path, *place) for identity, place in _places(path).items()})
 
     def __getitem__(self, identity: str) -> LocalFeatures:
-        path, file = self._files[identity]
+        path, *place = self._places[identity]
         try:
-            return _unpack(file[identity])
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return _read(path, *place)
+        except (ValueError, OSError, EOFError, struct.error) as error:
+            path.with_name(NOTE).unlink(missing_ok=True)  # so that the next run checks it
             raise InputError(f"{path} is damaged ({error}); run the same command again") from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._places)
 
     def shard_of(self, identity: str) -> str:
         """The name of the shard with that photo."""
-        return self._files[identity][0].stem
+        return self._places[identity][0].stem
 
 
 def keep_features(
@@ -211,57 +220,79 @@ def keep_features(
     mirror: Mirror,
     split: str,
     embedded: list[Path],
-    wanted: Collection[str],
+    wanted: Sequence[str],
     folder: Path,
     size: int,
     work: Path,
+    most: int | None = None,
 ) -> KeptFeatures:
     """Write the local features of the wanted photos to `folder/SPLIT/`, those that are not there yet.
 
     A shard has one file, an .npz with an array for each photo, which checks itself whenever it is read. A photo takes
     8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are one
     photo and the few that are decoded ahead. What is damaged is made again; photos that cannot be read have no points.
+    A file is read through once, unless it changes: `checked.json` beside them notes which were.
 
     Args:
         open_it: opens the extractor; called only if there is something to do.
         embedded: the split's features files, as `features.embed` returns them; they tell which shard has which photo.
+        wanted: ids, those that are needed most first.
         size: of a photo's longer side in pixels.
         work: `skipped.csv` there names photos that could not be read.
+        most: so many photos at most: the last of the wanted ones are not made, and of those that are there already the
+            ones that are not wanted go first.
+
+    Returns:
+        The features of all photos that are kept, also of earlier runs.
     """
-    wanted = set(wanted)
-    kept: list[Path] = []
+    there = {path.stem: path for path in embedded}
+    files = {name: folder / split / f"{name}.npz" for name in there}
+    has = _whole_ids(list(files.values()))
+    chosen = dict.fromkeys([*wanted, *chain.from_iterable(has.values())])
+    chosen = set(islice(chosen, most))
+    wanted = chosen.intersection(wanted)
     todo: dict[str, list[str]] = {}
-    for path in tqdm(embedded, f"check local features of {split}", unit=" shards"):
-        ids = [identity for identity in load_features(path).ids.tolist() if identity in wanted]
-        file = folder / split / f"{path.stem}.npz"
-        if not set(ids) <= _whole_ids(file):
-            todo[path.stem] = ids
-        if ids:
-            kept.append(file)
-    extract = open_it() if todo else None
+    for name, path in tqdm(there.items(), f"shards of local features of {split}", unit=" shards"):
+        old = has[files[name]]
+        new = [identity for identity in outline(path).ids.tolist() if identity in wanted and identity not in old]
+        if new or not old <= chosen:
+            todo[name] = new
+    extract = open_it() if any(todo.values()) else None
+    for name in [name for name, new in todo.items() if not new]:
+        _keep_shard(extract, None, split, [], files[name], chosen & has[files[name]], size, work)
+    todo = {name: new for name, new in todo.items() if new}
     for shard in tqdm(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
-        _keep_shard(extract, shard, split, todo[shard.name], folder / split / f"{shard.name}.npz", size, work)
-    return KeptFeatures(kept)
+        path = files[shard.name]
+        _keep_shard(extract, shard, split, todo[shard.name], path, chosen & has[path], size, work)
+    return KeptFeatures([path for path in files.values() if path.exists()])
 
 
 def _keep_shard(
-    extract: Extractor, shard: TarShard | FolderShard, split: str, ids: list[str], path: Path, size: int, work: Path
+    extract: Extractor | None,
+    shard: TarShard | FolderShard | None,
+    split: str,
+    new: list[str],
+    path: Path,
+    old: Collection[str],
+    size: int,
+    work: Path,
 ) -> None:
-    """Write a shard's file: what the old one has, if it is whole, and the photos that it lacks."""
-    old = KeptFeatures([path]) if _whole_ids(path) else {}
+    """Write a shard's file: those of the `old` photos in it, then the `new` ones."""
+    before = KeptFeatures([path]) if old else {}
     unreadable = []
     with whole(path) as part, zipfile.ZipFile(part, "w") as file:
-        for identity in old:
-            _write(file, identity, old[identity])
-        new = [identity for identity in ids if identity not in old]
+        for identity in before:
+            if identity in old:
+                _write(file, identity, before[identity])
         photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
-        for identity, photo in zip(new, tqdm(photos, shard.name, len(new), unit=" photos", leave=False), strict=True):
+        for identity, photo in zip(new, tqdm(photos, path.stem, len(new), unit=" photos", leave=False), strict=True):
             check_stop()
             if isinstance(photo, str):
                 unreadable.append((identity, photo))
             seen = isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
             _write(file, identity, extract(photo) if seen else none_found())
-    record_skipped(work, split, shard, unreadable)
+    if shard:
+        record_skipped(work, split, shard, unreadable)
 
 
 def _decode(shard: TarShard | FolderShard, size: int, identity: str) -> np.ndarray | str:
@@ -292,12 +323,60 @@ def _unpack(array: np.ndarray) -> LocalFeatures:
     return LocalFeatures(points, descriptors)
 
 
-def _whole_ids(path: Path) -> set[str]:
-    """The photos in a file of local features; none if it is not there or anything in it is damaged."""
+def _whole_ids(paths: list[Path]) -> dict[Path, set[str]]:
+    """The photos in each file of local features; none if it is not there or anything in it is damaged.
+
+    A file of the size and time that `checked.json` notes has been read through, all others are now.
+    """
+    has: dict[Path, set[str]] = {}
+    checked: dict[str, list[int]] = {}
+    note = paths[0].with_name(NOTE) if paths else None
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a cut one open
-            for identity in file.files:
-                _unpack(file[identity])
-            return set(file.files)
-    except (FileNotFoundError, ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile):
-        return set()
+        checked = json.loads(note.read_text()) if note else {}
+    except (FileNotFoundError, ValueError):
+        pass
+    stamps: dict[str, list[int]] = {}
+    for path in tqdm(paths, "check local features", unit=" files"):
+        check_stop()
+        has[path] = set()
+        try:
+            stat, places = path.stat(), _places(path)
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            if checked.get(path.name) != stamp:
+                for place in places.values():
+                    _read(path, *place)
+            has[path], stamps[path.name] = set(places), stamp
+        except (ValueError, OSError, EOFError, struct.error, InputError):
+            pass
+    if note and stamps != checked:
+        with whole(note) as part:
+            part.write_text(json.dumps(stamps))
+    return has
+
+
+def _places(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Where the array of each photo lies in a file: its header's offset, its size and CRC-32.
+
+    Raises ValueError or OSError for what is no such file.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, UnicodeError) as error:
+        raise ValueError(str(error)) from error
+    largest = path.stat().st_size
+    if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > largest for member in members):
+        raise ValueError("it holds something else than local features")
+    return {
+        member.filename.removesuffix(".npy"): (member.header_offset, member.file_size, member.CRC) for member in members
+    }
+
+
+def _read(path: Path, offset: int, size: int, crc32: int) -> LocalFeatures:
+    with open(path, "rb") as file:
+        file.seek(offset + LENGTHS_AT)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), 1)  # the member's name and what else its header has
+        data = file.read(size)
+    if zlib.crc32(data) != crc32:
+        raise ValueError("its checksum is wrong")
+    return _unpack(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))

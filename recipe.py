@@ -31,8 +31,8 @@ FREE = {
     "penalty_weight", "most_predicted", "models", "model_weights",
     "index_parts", "rerank", "rerank_factor", "rerank_by", "rerank_least", "rerank_depth", "query_expansion",
     "database_augmentation", "rerank_inliers",
-    "verify", "extractor", "extractor_model", "local_size", "local_points", "inliers", "inlier_weight",
-    "comparisons",
+    "verify", "extractor", "extractor_model", "delf_epochs", "delf_photos", "delf_backbone", "delf_weights",
+    "local_size", "local_points", "local_gigabytes", "inliers", "inlier_weight", "comparisons",
 }  # fmt: skip
 OF_ONE_RUN = {"work", "time_limit", "shards"}  # not kept in the work folder
 

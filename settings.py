@@ -183,10 +183,19 @@ class Recipe(BaseSettings):
     """folder of the SavedModel, or a work folder with a trained DELF in place of this one's"""
     delf_epochs: int = Field(10, ge=0)
     """epochs that train DELF's attention on the train photos; 0: the norm of the features stands in for it"""
+    delf_photos: int = Field(20_000, ge=100)
+    """train photos that DELF is trained on, at most; in the work folder while it is, 1.3 GB for 20,000 of 512 px"""
+    delf_backbone: str = ""
+    """the backbone of DELF's features, any name that `backbone` may be; none: that of the trained model, as trained"""
+    delf_weights: str = "imagenet"
+    """the weights of delf_backbone: imagenet, none, or a file"""
     local_size: int = Field(512, ge=32, le=4096)
     """pixels of the longer side of a photo that local features are found in"""
     local_points: int = Field(1000, ge=2)
     """local features of a photo, at most"""
+    local_gigabytes: float = Field(12.0, gt=0)
+    """disk that the local features in the work folder may take; the train photos that are least likely to decide are
+    not compared beyond it. A Kaggle kernel has 20"""
     inliers: int = Field(35, ge=1)
     """a photo with more inliers than this shows the landmark; `python verification.py calibrate WORK` finds the best"""
     inlier_weight: float = Field(0.7, gt=0, le=1)

@@ -7,14 +7,17 @@ A test photo is compared with train photos of its predicted landmark, the most s
 than the threshold: then it shows the landmark, else none. The third published solution compares with 20 at most, and
 its threshold is 35 inliers of DELF.
 
-`match` draws the inliers of two photos. `calibrate` tells what each threshold would have given in a WORK folder whose
-run has verified its predictions, by the public half of the solution alone, and which has the best GAP. It ends with the
-threshold at which that run stopped to compare; give the run more `--inliers` for more.
+`match` draws the inliers of two photos. `calibrate` tells what each threshold would give with the model and settings of
+a WORK folder, and which has the best GAP: on train photos, each held out, half of them as if their landmark were not
+known, as photos that show none. No solution is read. It ends with the threshold at which a run stops to compare; for
+more give the run more `--inliers`.
 """
 
 import argparse
 import hashlib
 import math
+import shutil
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -26,7 +29,7 @@ from tqdm import tqdm
 
 import command
 import recipe as recipes
-from calibration import calibrate
+from calibration import calibrate, hold_out
 from command import InputError, check_stop
 from drawing import draw_matches, draw_verified
 from features import load_features, prepare_folder
@@ -49,11 +52,10 @@ from mirror import FolderMirror, Mirror, open_mirror
 from search import Neighbours
 from selection import train_photos
 from settings import Recipe
-from submission import read_recognition_solution
-from tables import read_table
 
 AHEAD = 64  # photos whose results may wait for that of a slower one
 PICTURES = 12  # of verified photos
+PHOTOS = 1000  # that calibrate takes: of rates among half of them the standard error is 2 % at most
 
 
 def most_similar(
@@ -188,10 +190,7 @@ def verify(recipe: Recipe, mirror: Mirror, files: Mapping[str, list[Path]], foun
     """
     how = MATCHING[recipe.extractor]
     candidates = most_similar(files["test"], files["train"], found["landmark"], mirror.train(), recipe.comparisons)
-    model = extractor_folder(recipe, mirror)
-    wanted = {identity for row in candidates.values() for identity in row}
-    photos = kept_features(recipe, mirror, model, "test", files["test"], candidates)
-    others = kept_features(recipe, mirror, model, "train", files["train"], wanted)
+    photos, others, candidates = features_of(recipe, mirror, files, ("test", "train"), candidates)
     counts = compare(candidates, photos, others, how, largest_threshold(recipe))
     verified = found.loc[list(counts), ["landmark", "score"]].assign(
         inliers=[max(row, default=0) for row in counts.values()],
@@ -216,21 +215,23 @@ def rerank(recipe: Recipe, mirror: Mirror, files: Mapping[str, list[Path]], neig
         query: neighbours.index_ids[row[row >= 0]].tolist()
         for query, row in zip(neighbours.query_ids.tolist(), places, strict=True)
     }
-    model = extractor_folder(recipe, mirror)
-    wanted = {identity for row in candidates.values() for identity in row}
-    photos = kept_features(recipe, mirror, model, "test", files["test"], candidates)
-    others = kept_features(recipe, mirror, model, "index", files["index"], wanted)
+    photos, others, compared = features_of(recipe, mirror, files, ("test", "index"), candidates)
+    found = compare(compared, photos, others, MATCHING[recipe.extractor])
+    of_pair = {(q, i): count for q, row in found.items() for i, count in zip(compared[q], row, strict=True)}
     counts = np.zeros(places.shape, np.int64)
-    found = compare(candidates, photos, others, MATCHING[recipe.extractor])
-    counts[places >= 0] = list(chain.from_iterable(found.values()))
+    counts[places >= 0] = [of_pair.get((query, i), 0) for query, row in candidates.items() for i in row]
     return by_inliers(neighbours, counts, full=2 * recipe.inliers)
 
 
 def require(recipe: Recipe) -> None:
-    """Raise InputError unless the extractor of these settings opens, or is a DELF that this run trains."""
+    """Raise InputError unless the extractor of these settings opens, or is a DELF that this run can train."""
     opencv()
     if recipe.extractor != "delf" or recipe.extractor_model:
         open_extractor(recipe.extractor, Path(recipe.extractor_model), recipe.local_points)
+    elif recipe.delf_backbone and not (recipe.folders[0] / MODEL_FILES["delf"]).exists():
+        import delf_training  # imports Keras
+
+        delf_training.dense_features(recipe)  # whose weights can be had
 
 
 def extractor_folder(recipe: Recipe, mirror: Mirror) -> Path:
@@ -241,16 +242,88 @@ def extractor_folder(recipe: Recipe, mirror: Mirror) -> Path:
         import delf_training  # imports Keras
         from model import load_labels
 
-        own = recipes.of(recipe.folders[0]) if recipe.models else recipe
+        own = recipe
+        if recipe.models:  # of several the first one's
+            changed = {name: getattr(recipe, name) for name in (*delf_training.SETTINGS, "local_size")}
+            own = recipes.of(recipe.folders[0]).model_copy(update=changed)
         landmarks = load_labels(own.work / "labels.csv")
         delf_training.train_delf(own, mirror, train_photos(own, mirror), landmarks)
     return recipe.folders[0]
 
 
+def by_need(candidates: Mapping[str, Sequence[str]]) -> list[str]:
+    """The candidates, those first that come first for a photo, and of these the ones that more photos have."""
+    place, photos = {}, Counter(chain.from_iterable(candidates.values()))
+    for row in candidates.values():
+        for number, identity in enumerate(row):
+            place[identity] = min(place.get(identity, number), number)
+    return sorted(place, key=lambda identity: (place[identity], -photos[identity], identity))
+
+
+def features_of(
+    recipe: Recipe,
+    mirror: Mirror,
+    files: Mapping[str, list[Path]],
+    splits: tuple[str, str],
+    candidates: Mapping[str, Sequence[str]],
+) -> tuple[KeptFeatures, KeptFeatures, dict[str, list[str]]]:
+    """The local features of photos of one split, those of their candidates of another, and the candidates with any.
+
+    On disk they stay within `local_gigabytes`. All photos have theirs, so it is the candidates that are left out, the
+    least needed ones first; before them those of earlier runs that this one does not need.
+
+    Raises:
+        InputError: the extractor does not open, or there is no room beside the features of the photos.
+    """
+    model = extractor_folder(recipe, mirror)
+    here, there = (recipe.work / "local" / recipe.extractor / split for split in splits)
+    photos = kept_features(recipe, mirror, model, splits[0], files[splits[0]], candidates)
+    taken = _size(here)
+    one = max(taken / max(len(photos), 1), 1)
+    beside = taken if here != there else 0
+    most = int((1e9 * recipe.local_gigabytes - beside) / one)
+    wanted = list(dict.fromkeys([*(candidates if here == there else []), *by_need(candidates)]))
+    if candidates and most <= (len(candidates) if here == there else 0):
+        raise InputError(
+            f"local features of {len(photos):,} {splits[0]} photos take {taken / 1e9:.3g} GB, which leaves no room for "
+            f"others in --local-gigabytes {recipe.local_gigabytes:g}: give more, or fewer --local-points"
+        )
+    spare = 1e9 * recipe.local_gigabytes - beside - one * min(most, len(wanted))
+    for folder in sorted(set((recipe.work / "local").glob("*/*")) - {here, there}):  # of other extractors and splits
+        if _size(folder) > spare:
+            shutil.rmtree(folder)
+        else:
+            spare -= _size(folder)
+    others = kept_features(recipe, mirror, model, splits[1], files[splits[1]], wanted, most)
+    photos = others if here == there else photos  # whose files were written anew
+    compared = {identity: [other for other in row if other in others] for identity, row in candidates.items()}
+    total, done = (sum(map(len, rows.values())) for rows in (candidates, compared))
+    if done < total:
+        alone = sum(bool(candidates[identity]) and not row for identity, row in compared.items())
+        print(
+            f"{total - done:,} of {total:,} comparisons are left out, and {alone:,} photos have none: "
+            f"--local-gigabytes {recipe.local_gigabytes:g} holds no more"
+        )
+    return photos, others, compared
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.npz"))
+
+
 def kept_features(
-    recipe: Recipe, mirror: Mirror, model: Path, split: str, files: list[Path], wanted: Collection[str]
+    recipe: Recipe,
+    mirror: Mirror,
+    model: Path,
+    split: str,
+    files: list[Path],
+    wanted: Collection[str],
+    most: int | None = None,
 ) -> KeptFeatures:
-    """The local features of the wanted photos of a split, made now unless they are in the work folder."""
+    """The local features of the wanted photos of a split, at most so many, made now unless they are in the work folder.
+
+    The first of `wanted` are needed most.
+    """
     open_it = partial(open_extractor, recipe.extractor, model, recipe.local_points)
     folder = recipe.work / "local" / recipe.extractor
     digest = hashlib.md5()
@@ -258,7 +331,7 @@ def kept_features(
     for path in sorted(model.glob(made_of)) if made_of else []:
         digest.update(path.read_bytes() if path.is_file() else b"")
     prepare_folder(folder / split, [], model=digest.hexdigest(), size=recipe.local_size, points=recipe.local_points)
-    return keep_features(open_it, mirror, split, files, wanted, folder, recipe.local_size, recipe.work)
+    return keep_features(open_it, mirror, split, files, list(wanted), folder, recipe.local_size, recipe.work, most)
 
 
 def largest_threshold(recipe: Recipe) -> int:
@@ -294,27 +367,27 @@ def _read_photo(path: Path, size: int) -> np.ndarray:
 
 
 def calibrate_run(work: Path) -> None:
-    """Print what each threshold would have given in a work folder whose predictions were verified."""
-    path = work / "verification.csv"
-    if not path.exists():
-        raise InputError(f"there is no {path}: run recognition.py --work {work} --verify none to its end first")
+    """Print what each threshold would give to train photos that are held out, by the model in a work folder."""
     recipe = recipes.load(["--work", str(work)])
-    mirror = open_mirror(recipe.mirror, work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
-    solution = mirror.solution("recognition")
-    if solution is None:
-        raise InputError(f"{mirror.name} has no recognition solution, whose public half tells what is right")
-    verified = read_table(path, ["id", "landmark", "score", "inliers"]).set_index("id")
-    try:
-        verified = verified.astype({"landmark": "int64", "score": float, "inliers": "int64"})
-        if not np.isfinite(verified["score"]).all():
-            raise ValueError("a score is not finite")
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path} is damaged: {error}; delete it and run recognition.py again") from error
-    truth = read_recognition_solution(solution).public
-    if not any(truth.values()):
-        raise InputError(f"{solution} has no Public photo with a landmark")
+    for folder in recipe.folders:
+        recipes.of(folder)  # there is a trained model
+    require(recipe)
+    mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
+    command.prepare_backend()
+    import ensemble  # imports Keras
+
+    files, train, sample = ensemble.embed(recipe, mirror, ["train"]), mirror.train(), recipe.work / "held_out.npz"
+    found = hold_out(files["train"], train, PHOTOS, recipe.seed, recipe.index_parts, sample)
+    nearest = most_similar([sample], files["train"], found["landmark"], train, recipe.comparisons + 1)
+    candidates = {i: [other for other in row if other != i][: recipe.comparisons] for i, row in nearest.items()}
+    photos, others, candidates = features_of(recipe, mirror, files, ("train", "train"), candidates)
+    counts = compare(candidates, photos, others, MATCHING[recipe.extractor], largest_threshold(recipe))
+    verified = found.assign(inliers=[max(counts[identity], default=0) for identity in found.index])
+    truth = {row.Index: [row.truth] if row.shown else [] for row in found.itertuples()}
     table, best = calibrate(verified, truth, largest_threshold(recipe))
     print(table.to_string(float_format="{:.4f}".format))
+    shown = int(found["shown"].sum())
+    print(f"{shown:,} held-out train photos, and {len(found) - shown:,} whose landmark was left out, which show none")
     print(f"best GAP: --inliers {best}" if best >= 0 else "best GAP: --verify off")
 
 
@@ -330,7 +403,7 @@ def main() -> None:
     matching.add_argument("--size", type=int, default=512, help="pixels of a photo's longer side (default 512)")
     matching.add_argument("--points", type=int, default=1000, help="of a photo at most (default 1000)")
     calibrating = commands.add_parser("calibrate", help="precision, recall and GAP by the threshold of inliers")
-    calibrating.add_argument("work", type=Path, help="the work folder of a run with --verify")
+    calibrating.add_argument("work", type=Path, help="a work folder with a trained model")
     arguments = vars(parser.parse_args())
     {"match": match_files, "calibrate": calibrate_run}[arguments.pop("command")](**arguments)
 

@@ -2,7 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration import calibrate
+from calibration import calibrate, hold_out
+from command import InputError
+from features import Features, save_features
 
 TRUTH = {"a": [1], "b": [], "c": [3, 8], "d": [5], "e": [6], "f": []}
 
@@ -45,3 +47,41 @@ def test_without_predictions_or_landmarks():
     assert table["precision"].isna().all() and (table[["recall", "let_through", "gap"]] == 0).all(axis=None)
     with pytest.raises(ZeroDivisionError):
         calibrate(predictions(b=(2, 0.8, 10)), {"b": []}, most=3)
+
+
+def features_of(folder, landmarks, files=3):
+    """Random features of train photos of these landmarks in some files, and their table."""
+    rng = np.random.default_rng(0)
+    train = pd.DataFrame({"id": [f"photo{number:03d}" for number in range(len(landmarks))], "landmark_id": landmarks})
+    embeddings = rng.standard_normal((len(train), 8))
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float16)
+    paths = [folder / f"images_{number:03d}.npz" for number in range(files)]
+    for path, rows in zip(paths, np.array_split(np.arange(len(train)), files), strict=True):
+        save_features(path, Features(train["id"].to_numpy(str)[rows], embeddings[rows]))
+    return paths, train, embeddings.astype(np.float32)
+
+
+def test_held_out_photos_are_predicted_as_a_plain_loop_does(tmp_path):
+    landmarks = np.array([1] * 10 + [2] * 5 + [3] * 2 + [4, 5])
+    paths, train, embeddings = features_of(tmp_path, landmarks)
+    found = hold_out(paths, train, 14, 0, 2, tmp_path / "held_out.npz")
+    assert found["shown"].sum() == 7 and len(found) == 14
+    assert (found["truth"] == train.set_index("id")["landmark_id"].loc[found.index]).all()
+    assert set(found["truth"]) == {1, 2, 3, 4, 5}  # spread over the landmarks
+    similarity = embeddings @ embeddings.T
+    for row in found.itertuples():
+        photo = train.index[train["id"] == row.Index][0]
+        others = [n for n in range(len(train)) if (n != photo if row.shown else landmarks[n] != row.truth)]
+        nearest = max(others, key=lambda n: similarity[photo, n])
+        assert row.landmark == landmarks[nearest] and row.score == pytest.approx(similarity[photo, nearest], abs=1e-5)
+        assert row.shown or row.landmark != row.truth
+        assert not row.shown or (landmarks == row.truth).sum() > 1
+    again = hold_out(paths, train, 14, 0, 1, tmp_path / "held_out.npz")
+    pd.testing.assert_frame_equal(again.sort_index(), found.sort_index())
+
+
+@pytest.mark.parametrize("landmarks", [[1, 1, 1, 1], [1, 2, 3, 4]])
+def test_what_cannot_be_held_out_is_one_clear_line(tmp_path, landmarks):
+    paths, train, _ = features_of(tmp_path, landmarks, files=1)
+    with pytest.raises(InputError, match="of 4 train photos none can be held out: there must be two landmarks"):
+        hold_out(paths, train, 10, 0, 1, tmp_path / "held_out.npz")

@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import zlib
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -19,8 +21,9 @@ import model as models
 import training
 from command import InputError, Stopped
 from efficientnet_lite import EfficientNetLite0, preprocess_input
-from mirror import open_mirror
+from mirror import FolderMirror, open_mirror
 from recipe import load
+from shards import write_tar
 
 
 def texture(seed, width, height, grain=16):
@@ -121,29 +124,6 @@ def test_features_are_the_best_cells_within_the_photo(efficientnet):
     assert delf.extract(efficientnet, photo[:1, :1], 10).points.shape == (0, 2)
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.8, 1.0])
-def test_suppression_is_that_of_a_plain_loop(overlap):
-    random = np.random.default_rng(0)
-    centres, sides = random.uniform(0, 60, (300, 2)), random.choice([10.0, 14.0, 20.0], 300)
-    scores = random.integers(0, 40, 300)  # with ties
-
-    def iou(a, b):
-        width, height = (
-            max(0, min(centres[a, axis] + sides[a] / 2, centres[b, axis] + sides[b] / 2)
-                - max(centres[a, axis] - sides[a] / 2, centres[b, axis] - sides[b] / 2))
-            for axis in (0, 1)
-        )  # fmt: skip
-        return width * height / (sides[a] ** 2 + sides[b] ** 2 - width * height)
-
-    kept = []
-    for row in sorted(range(300), key=lambda row: (-scores[row], row)):
-        if all(iou(row, other) <= overlap for other in kept):
-            kept.append(row)
-    assert len(kept) > 10
-    for most in (7, 300):
-        assert delf.suppress(centres, sides, scores, overlap, most).tolist() == kept[:most]
-
-
 def test_principal_axes_are_those_of_a_singular_value_decomposition():
     random = np.random.default_rng(0)
     samples = random.normal(size=(500, 12)) * np.linspace(3, 0.5, 12) @ random.normal(size=(12, 12)) + 5
@@ -218,8 +198,10 @@ def test_the_attention_learns_what_tells_the_landmark_and_the_features_stay(begi
     convert.build_mirror(photos, lambda number: encoded(patchwork(int(number))[0]), tmp_path / "patchwork")
     mirror = open_mirror(str(tmp_path / "patchwork"))
     # Under a random softmax, of this seed, the attention learns to look at the dark cells.
-    changed = {"crop": 1.0, "label_smoothing": 0.0, "delf_epochs": 20, "seed": 2}
+    changed = {"label_smoothing": 0.0, "delf_epochs": 20, "seed": 2}
     recipe = begin("work")[0].model_copy(update=changed)
+    # At other scales a cell of the patchwork is not one of the features.
+    monkeypatch.setattr(delf_training, "SCALES", (1.0,))
     monkeypatch.setattr(models, "_build_backbone", colours)
     start = models.build_model(3, **{name: getattr(recipe, name) for name in models.SETTINGS})
     models.save(start, recipe.work / "model.keras")
@@ -236,6 +218,7 @@ def test_the_attention_learns_what_tells_the_landmark_and_the_features_stay(begi
         scores = np.asarray(extractor.predict_on_batch(photo[None])["scores"])[0, :, :, 0]
         assert scores[bright].min() > 1.5 * scores[~bright].max()
     assert not (recipe.work / "attention/checkpoint.keras").exists()
+    assert not list(recipe.work.glob("attention/photos*"))
 
 
 def test_a_stopped_training_goes_on_to_the_same_end(begin, monkeypatch):
@@ -261,8 +244,13 @@ def test_a_stopped_training_goes_on_to_the_same_end(begin, monkeypatch):
 def test_a_finished_extractor_is_kept_and_needs_no_training_with_the_norm(begin):
     recipe, mirror = begin("work")
     path = train(recipe.model_copy(update={"delf_epochs": 0}), mirror)
-    assert not (recipe.work / "attention").exists()
+    assert [file.name for file in (recipe.work / "attention").iterdir()] == ["made_from.json"]
     written = path.read_bytes()
+    train(recipe.model_copy(update={"delf_epochs": 0, "local_size": 96}), mirror)
+    assert path.read_bytes() == written
+    with pytest.raises(InputError, match="made with .*delf_epochs = 0.*now .*delf_epochs = 4.*delete it"):
+        train(recipe, mirror)
+    (recipe.work / "attention/made_from.json").unlink()  # as an earlier version left a work folder
     train(recipe, mirror)
     assert path.read_bytes() == written
     found = delf.open_extractor(recipe.work, 20)(np.asarray(texture(0, 90, 60)))
@@ -284,6 +272,140 @@ def test_pca_takes_the_mean_off_and_projects(begin):
     expected = projected / np.linalg.norm(projected, axis=-1, keepdims=True)
     np.testing.assert_allclose(np.asarray(after["descriptors"]), expected, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(after["scores"]), np.asarray(before["scores"]))
+
+
+# The photos that it learns from
+
+
+def many(tmp_path, landmarks, shards=12):
+    """A mirror of `shards` train shards and its photos; `landmarks` has the number of photos of each landmark."""
+    photos = pd.DataFrame({"landmark_id": np.repeat(10 * np.arange(1, len(landmarks) + 1), landmarks)})
+    photos["id"] = list(map(identity, range(len(photos))))
+    photos = photos.sort_values("id", ignore_index=True)
+    for number, rows in enumerate(np.array_split(photos["id"], shards)):
+        data = [(one, encoded(np.full((24, 36, 3), number, np.uint8))) for one in rows]
+        write_tar(tmp_path / f"many/train/images_{number:03d}.tar", data)
+    return photos, FolderMirror(tmp_path / "many")
+
+
+def sample_of(mirror, photos, count, folder, seed=0):
+    sample = delf_training.draw_sample(mirror, photos, count, 12, seed, folder)
+    return {one: shard.name for shard in sample.stream("train", sample.shard_names("train")) for one in shard.ids}
+
+
+def test_few_photos_are_all_drawn_and_made_small(tmp_path):
+    photos, mirror = many(tmp_path, [9, 2, 30], shards=3)
+    assert set(sample_of(mirror, photos, 1000, tmp_path / "sample")) == set(photos["id"])
+    shards = FolderMirror(tmp_path / "sample").stream("train", ["images_001"])
+    shard = next(shards)
+    with Image.open(BytesIO(shard.read(shard.ids[0]))) as photo:
+        assert photo.size == (12, 8)
+
+
+def test_of_many_photos_each_frequent_landmark_gives_as_many_from_few_shards(tmp_path):
+    photos, mirror = many(tmp_path, [60] * 4 + [3] * 40)
+    streamed = []
+    original = mirror.stream
+    mirror.stream = lambda split, names: original(split, streamed.extend(names) or names)
+    drawn = sample_of(mirror, photos, 40, tmp_path / "sample")
+    assert len(streamed) == len(set(streamed)) == 2  # a sixth of them holds 10 of 60 photos
+    assert set(drawn.values()) <= set(streamed)
+    counts = photos.set_index("id")["landmark_id"].loc[list(drawn)].value_counts()
+    assert set(counts.index) == {10, 20, 30, 40} and 25 <= len(drawn) <= 40 and counts.max() <= 10
+    assert sample_of(mirror, photos, 40, tmp_path / "again") == drawn
+    assert sample_of(mirror, photos, 40, tmp_path / "other", seed=1) != drawn
+
+
+def test_a_sample_that_was_stopped_goes_on_to_the_same(tmp_path, monkeypatch):
+    photos, mirror = many(tmp_path, [30] * 4)
+    expected = sample_of(mirror, photos, 60, tmp_path / "whole")
+    write, left = convert.write_shard, iter(range(5))
+
+    def write_shard(*arguments):
+        if next(left, None) is None:
+            raise Stopped
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_shard", write_shard)
+        with pytest.raises(Stopped):
+            sample_of(mirror, photos, 60, tmp_path / "stopped")
+    names = []
+    original = mirror.stream
+    mirror.stream = lambda split, some: original(split, names.extend(some) or some)
+    assert sample_of(mirror, photos, 60, tmp_path / "stopped") == expected
+    assert len(names) == 6 - 5  # those that are done are not read again
+
+
+def test_a_mirror_at_a_url_is_downloaded_from_once(begin, tiny_mirror, serve):
+    server = serve(tiny_mirror)
+    recipe, _ = begin("work")
+    mirror = open_mirror(server.url, recipe.work / "mirror")
+    train(recipe, mirror)  # for four epochs
+    got = [path for path, part in server.requests if path.startswith("/train/") and part != "bytes=0-0"]
+    assert sorted(got) == [f"/train/images_{number:03d}.tar" for number in range(6)]
+
+
+def test_batches_have_what_extraction_sees():
+    """At every scale: the photos' levels, the cells that count, a few shapes."""
+    sides = {"abca": (64, 40), "abcb": (30, 64), "abcc": (20, 10), "abcd": (33, 33), "abce": (60, 64)}
+    data = {one: encoded(np.asarray(texture(1, *size, grain=5))) for one, size in sides.items()}
+    shard = SimpleNamespace(read=data.get)
+    shapes, seen = set(), set()
+    for number in range(60):
+        ids = [list(sides)[i] for i in np.random.default_rng(number).permutation(5)] * (1 + number % 3)
+        batches = delf_training.Levels(shard, ids, 64, len(ids), flip=False)
+        [(found, photos)] = batches
+        assert found == list(dict.fromkeys(ids)) and photos.dtype == np.uint8
+        scale = np.random.default_rng(zlib.crc32(" ".join(ids).encode())).choice(delf.SCALES)
+        seen.add(scale)
+        shapes.add(photos.shape[1:])
+        for one, photo in zip(found, photos, strict=True):
+            level = delf.level(delf_training.decode(data[one], 64), scale)
+            assert max(level.shape[:2]) <= photo.shape[0] == photo.shape[1]
+            np.testing.assert_array_equal(photo[: level.shape[0], : level.shape[1], :3], level)
+            assert photo[: level.shape[0], : level.shape[1], 3].min() == 255
+            assert photo[..., 3].sum() == 255 * level.shape[0] * level.shape[1]
+            # The cells whose centre is in the photo, as delf.extract takes them.
+            cells = photo[8::16, 8::16, 3] > 0
+            assert cells.sum() == len(np.arange(8, level.shape[0], 16)) * len(np.arange(8, level.shape[1], 16))
+    assert seen == set(delf.SCALES)
+    assert shapes == {(64, 64, 4), (128, 128, 4)}  # of seven that are possible: rounded up to 64
+
+
+def test_cells_that_were_filled_up_do_not_count():
+    random = np.random.default_rng(0)
+    maps, scores = random.normal(size=(2, 3, 4, 5)), random.uniform(1, 2, (2, 3, 4, 1))
+    inside = np.zeros((2, 3, 4, 1))
+    inside[0, :2, :3], inside[1] = 1, 1
+    pooled = np.asarray(delf_training.AttentivePooling()(maps, scores, inside))
+    unit = maps / np.linalg.norm(maps, axis=-1, keepdims=True) * scores
+    np.testing.assert_allclose(pooled[0], unit[0, :2, :3].mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(pooled[1], unit[1].mean(axis=(0, 1)), rtol=1e-5)
+
+
+def test_delf_has_a_backbone_of_its_own(begin, monkeypatch):
+    recipe, mirror = begin("work")
+    models.save(models.build_model(3, backbone="any"), recipe.work / "model.keras")
+    monkeypatch.undo()
+    recipe = recipe.model_copy(update={"delf_backbone": "ResNet50", "delf_weights": "none", "precision": "float32"})
+    normalization, features = delf_training.dense_features(recipe)
+    assert features.output.shape[-1] == 1024 and features.layers[-1].name == "conv4_block6_out"
+    red = np.zeros((1, 2, 2, 3), np.uint8)
+    red[..., 0] = 255  # as ResNet50 was trained: BGR, less the means of ImageNet
+    np.testing.assert_allclose(np.asarray(normalization(red))[0, 0, 0], [-103.939, -116.779, 255 - 123.68], rtol=1e-5)
+    with pytest.raises(InputError, match="DELF: .*gone.h5.* neither imagenet, none, nor a file"):
+        delf_training.dense_features(recipe.model_copy(update={"delf_weights": "gone.h5"}))
+    with pytest.raises(InputError, match="no stage with a stride of 16"):
+        delf_training.dense_features(recipe.model_copy(update={"delf_backbone": "InceptionV3"}))
+
+
+def test_an_unfinished_attention_of_other_settings_is_begun_anew(begin, monkeypatch):
+    recipe, mirror = begin("work")
+    (recipe.work / "attention").mkdir(parents=True)  # an earlier version's, which saw squares
+    (recipe.work / "attention/checkpoint.keras").write_bytes(b"of squares")
+    train(recipe, mirror)
+    assert (recipe.work / delf.FILE).exists()
 
 
 def test_what_is_no_extractor_is_one_clear_line(begin):

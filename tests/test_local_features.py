@@ -1,3 +1,4 @@
+import os
 import sys
 import warnings
 import zipfile
@@ -181,10 +182,10 @@ def shard(tmp_path, monkeypatch):
     return mirror, [tmp_path / "features/images_000.npz"], ids
 
 
-def kept(shard, counting: Counting, wanted: list[str], tmp_path: Path) -> KeptFeatures:
+def kept(shard, counting: Counting, wanted: list[str], tmp_path: Path, most: int | None = None) -> KeptFeatures:
     mirror, embedded, _ = shard
     return keep_features(
-        counting.open, mirror, "test", embedded, wanted, tmp_path / "local", size=512, work=tmp_path / "work"
+        counting.open, mirror, "test", embedded, wanted, tmp_path / "local", size=512, work=tmp_path / "work", most=most
     )
 
 
@@ -234,6 +235,66 @@ def test_damage_is_noticed_and_made_again(shard, tmp_path):
     path.write_bytes(damages[-1])
     with pytest.raises(InputError, match="images_000.npz is damaged .*run the same command again"):
         list(late.values())
+
+
+def test_damage_that_changes_neither_size_nor_time_is_noticed_when_it_is_read(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    kept(shard, Counting(), ids, tmp_path)
+    kept(shard, Counting(), ids, tmp_path)
+    path = tmp_path / "local/test/images_000.npz"
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[data.index(np.float32(511.5).tobytes())] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match="images_000.npz is damaged .*run the same command again"):
+        list(kept(shard, Counting(), ids, tmp_path).values())
+    counting = Counting()
+    assert [features.points[1, 0] for features in kept(shard, counting, ids, tmp_path).values()] == [511.5] * len(ids)
+    assert counting.photos == len(ids)
+
+
+def test_a_file_is_read_through_once(shard, tmp_path, monkeypatch):
+    ids, read = shard[2], []
+    (tmp_path / "work").mkdir()
+    kept(shard, Counting(), ids, tmp_path)
+    original = local_features._read
+    monkeypatch.setattr(local_features, "_read", lambda *place: read.append(place) or original(*place))
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == len(ids)
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == len(ids)
+    path = tmp_path / "local/test/images_000.npz"
+    os.utime(path, ns=(1, 1))  # as a copy has it
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == 2 * len(ids)
+
+
+def test_no_file_stays_open(tmp_path):
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("no /proc here to count open files in")
+    paths = [tmp_path / f"images_{number:03d}.npz" for number in range(50)]
+    for path in paths:
+        np.savez(path, **{path.stem: np.zeros((2, 12), np.uint8)})
+    before = len(list(descriptors.iterdir()))
+    found = KeptFeatures(paths)
+    assert len(found) == 50 and all(len(features.points) == 2 for features in found.values())
+    assert len(list(descriptors.iterdir())) <= before
+
+
+def test_no_more_than_so_many_are_kept_and_what_is_least_needed_goes_first(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    counting = Counting()
+    assert set(kept(shard, counting, ids[2:5][::-1], tmp_path, most=2)) == set(ids[3:5])  # the first two wanted
+    assert counting.photos == 2
+    assert set(kept(shard, counting, [ids[0], ids[3]], tmp_path, most=3)) == {ids[0], ids[3], ids[4]}
+    assert counting.photos == 3
+    assert set(kept(shard, counting, [ids[0], ids[1]], tmp_path, most=2)) == {ids[0], ids[1]}  # neither 3 nor 4
+    assert set(kept(shard, counting, [ids[1], ids[0]], tmp_path, most=1)) == {ids[1]}
+    assert counting.photos == 4 and counting.opened == 3  # removing needs no extractor
+    assert set(kept(shard, counting, [], tmp_path, most=0)) == set()
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 3)), np.zeros(9, np.uint8), np.array([{}], dtype=object)])

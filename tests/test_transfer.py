@@ -1,19 +1,27 @@
 import shutil
+import sys
 import weakref
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 
+import delf_training
+import local_features
 import model as models
+import recognition
 import training
 import transfer
+import verification
 from command import InputError, Stopped
 from features import load_features
 from images import decode
 from mirror import open_mirror
 from recipe import RECIPES, load
+
+BUILD_BACKBONE = models._build_backbone
 
 
 def backbone(name, weights):
@@ -262,13 +270,71 @@ def test_triplets_have_no_head_to_train(recipe):
         load(["--bottleneck-epochs=2", "--loss=triplet"])
 
 
-def test_the_published_recipe():
-    recipe = load(["--recipe", "bottleneck"])
-    assert (recipe.backbone, recipe.image_size, recipe.embedding_size, recipe.dropout) == ("VGG16", 128, 256, 0.5)
-    assert (recipe.optimizer, recipe.learning_rate, recipe.freeze) == ("sgd", 1e-4, 15)
-    assert recipe.shear and recipe.zoom and recipe.flip and recipe.bottleneck_epochs
-    fine_tuned = keras.applications.VGG16(include_top=False, weights=None).layers[recipe.freeze :]
-    assert [layer.name for layer in fine_tuned] == ["block5_conv1", "block5_conv2", "block5_conv3", "block5_pool"]
+# The published solution, by its facts and not by what the TOML says
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The recipe, but for the weights, which would be downloaded."""
+    monkeypatch.setattr(models, "_build_backbone", BUILD_BACKBONE)
+    given = ["--weights=none", "--delf-weights=none", "--precision=float32", f"--work={tmp_path / 'work'}"]
+    return load(["--recipe=bottleneck", *given])
+
+
+def test_published_is_vgg16_at_128_pixels_whose_fifth_block_is_fine_tuned(published):
+    model = build(published)
+    assert model.input.shape[1:] == (128, 128, 3)
+    backbone, _ = transfer.divide(published, model)
+    assert backbone.output["features"].shape[1:] == (4, 4, 512)  # the bottleneck features
+    vgg16 = model.get_layer("vgg16")
+    assert [layer.name for layer in vgg16.layers if layer.trainable_weights] == [f"block5_conv{n}" for n in (1, 2, 3)]
+
+
+def test_published_delf_stands_on_the_fourth_stage_of_resnet50(published):
+    models.save(build(published), published.work / "model.keras")  # VGG16, which is not what DELF is made of
+    _, features = delf_training.dense_features(published)
+    assert features.layers[-1].name == "conv4_block6_out" and features.output.shape[-1] == 1024
+
+
+def test_published_is_a_landmark_with_more_than_35_inliers_with_one_of_20_train_photos(published, monkeypatch):
+    most = {"many": [35] * 19 + [36], "few": [35] * 25, "late": [0] * 20 + [99]}
+    candidates = {photo: [f"{photo}-{number}" for number in range(len(row))] for photo, row in most.items()}
+
+    def count(photo, other, _how):
+        return range(most[photo][int(other.split("-")[1])])
+
+    class Identity(dict):
+        def __missing__(self, key):
+            return key
+
+    def most_similar(files, train_files, landmark, train, at_most):
+        return {photo: row[:at_most] for photo, row in candidates.items()}
+
+    monkeypatch.setattr(verification, "most_similar", most_similar)
+    monkeypatch.setattr(verification, "features_of", lambda *given: (Identity(), Identity(), given[-1]))
+    monkeypatch.setattr(verification, "inliers", count)
+    found = pd.DataFrame({"landmark": [1, 2, 3], "score": [0.5, 0.6, 0.7]}, index=list(most))
+    nothing = SimpleNamespace(train=lambda: None)
+    kept = verification.verify(published, nothing, {"test": [], "train": []}, found)
+    assert kept.index.tolist() == ["many"]
+    table = pd.read_csv(published.work / "verification.csv", index_col="id")
+    assert table["compared"].to_dict() == {"many": 20, "few": 20, "late": 20}
+
+
+@pytest.mark.parametrize("name, needs_them", [("bottleneck", True), ("small-bottleneck", False)])
+def test_what_a_recipe_needs_beside_the_requirements_is_said_before_training(
+    name, needs_them, tiny_mirror, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    monkeypatch.setattr(recognition, "train_model", lambda *_: (_ for _ in ()).throw(Stopped))
+    given = [f"--recipe={name}", f"--mirror={tiny_mirror}", f"--work={tmp_path / 'work'}"]
+    monkeypatch.setattr(sys, "argv", ["recognition.py", *given])
+    local_features.opencv.cache_clear()
+    message = "pip install opencv-python-headless threadpoolctl" if needs_them else None
+    with pytest.raises(InputError if needs_them else Stopped, match=message):  # where it is not raised, training began
+        recognition.main()
+    local_features.opencv.cache_clear()
 
 
 def test_a_model_with_all_augmentation_is_saved_and_loaded(recipe, tmp_path):

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from PIL import Image
 
 import command
 import convert
+import ensemble
 import local_features
 import recipe as recipes
 import verification
@@ -23,7 +25,7 @@ from matching import MATCHING
 from mirror import open_mirror
 from search import Neighbours
 from settings import Recipe
-from verification import by_inliers, compare, decide, kept_features, most_similar, require, verify
+from verification import by_inliers, by_need, compare, decide, kept_features, most_similar, require, verify
 
 ROOT = Path(verification.__file__).parent
 
@@ -233,6 +235,47 @@ def test_local_features_are_made_again_when_they_would_be_others(run, mirror, tm
     assert made(local_points=99, local_size=200) == {4}  # each extractor has its folder
 
 
+def test_those_are_needed_most_that_come_first_for_most_photos():
+    candidates = {"a": ["x", "y", "z"], "b": ["w", "x", "y"], "c": ["w", "v"], "d": []}
+    assert by_need(candidates) == ["w", "x", "y", "v", "z"]
+
+
+def size_on_disk(recipe):
+    return sum(path.stat().st_size for path in (recipe.work / "local").glob("*/*/*.npz"))
+
+
+def test_local_features_stay_within_the_disk_they_may_take(run, mirror, capsys):
+    (recipe, files), found = run, predictions(mirror)
+    candidates = most_similar(files["test"], files["train"], found["landmark"], mirror.train(), 3)
+    verify(recipe, mirror, files, found)
+    everything = size_on_disk(recipe)
+    others = 12 - sum(not any(i in row for row in candidates.values()) for i in mirror.train()["id"])
+    one = everything / (9 + others)
+    assert "left out" not in capsys.readouterr().out
+
+    less = recipe.model_copy(update={"local_gigabytes": (9 + 4.5) * one / 1e9})
+    verify(less, mirror, files, found)
+    assert size_on_disk(less) <= 1.05e9 * less.local_gigabytes
+    table = pd.read_csv(recipe.work / "verification.csv", index_col="id")
+    first = set(by_need(candidates)[:4])
+    for photo, row in table.iterrows():
+        left = [i for i in candidates[photo] if i in first]
+        assert row["compared"] == min(len(left), 1 if photo in LANDMARK_OF else 3)
+    left_out = sum(i not in first for row in candidates.values() for i in row)
+    alone = sum(not first.intersection(row) for row in candidates.values())
+    assert f"{left_out} of 27 comparisons are left out, and {alone} photos have none" in capsys.readouterr().out
+
+    neighbours = Neighbours(
+        np.array(list(candidates)), np.array(mirror.ids("index")), np.full((9, 2), 0.5, np.float32),
+        np.tile([3, 5], (9, 1)), None, None,
+    )  # fmt: skip
+    verification.rerank(less, mirror, files, neighbours)  # for which the train photos' features go
+    assert size_on_disk(less) <= 1.05e9 * less.local_gigabytes
+    assert {path.parent.name for path in recipe.work.glob("local/*/*/*.npz")} == {"test", "index"}
+    with pytest.raises(InputError, match="9 test photos take .* GB, which leaves no room.*--local-gigabytes"):
+        verify(recipe.model_copy(update={"local_gigabytes": 5 * one / 1e9}), mirror, files, found)
+
+
 def test_neighbours_are_reranked_by_their_inliers(run, mirror):
     recipe, files = run
     index, queries = np.array(mirror.ids("index")), np.array(mirror.ids("test")[:4] + mirror.ids("test")[-1:])
@@ -320,50 +363,82 @@ def test_what_match_cannot_use_is_one_clear_line(tmp_path, monkeypatch, changed,
 
 
 @pytest.fixture
-def verified(tmp_path):
-    """A work folder after a run with --verify none --inliers 25, whose mirror has but a solution."""
-    solution = tmp_path / "mirror/ground_truth/recognition_solution_v2.1.csv"
-    solution.parent.mkdir(parents=True)
-    solution.write_text("id,landmarks,Usage\naaaa,1,Public\nbbbb,,Public\ncccc,3 8,Public\ndddd,1,Private\n")
+def trained(mirror, tmp_path, monkeypatch):
+    """A work folder after training, whose mirror has no solution, and the embeddings of the train photos in degrees.
+
+    Landmarks 10 and 20 lie 10 degrees apart and 30 far away, but photos of 30 are 20 degrees from each other: so a
+    photo of 10 whose landmark is not known is more like one of 20 than those of 30 are like each other.
+    """
+    shutil.copytree(mirror.folder, tmp_path / "mirror")
+    shutil.rmtree(tmp_path / "mirror/ground_truth")
     work = tmp_path / "work"
-    recipes.keep(Recipe(mirror=str(tmp_path / "mirror"), work=work, verify="none", inliers=25))
-    (work / "verification.csv").write_text(
-        "id,landmark,score,inliers,match,compared\n"
-        "aaaa,1,0.8,26,tttt,2\nbbbb,1,0.9,20,uuuu,20\ncccc,8,0.7,21,vvvv,20\ndddd,2,1.0,99,,1\n"
-    )
+    recipes.keep(Recipe(mirror=str(tmp_path / "mirror"), work=work, extractor="sift", inliers=15, local_points=150))
+    for name in ("model.keras", "labels.csv"):
+        (work / name).touch()
+    seen, begin, step, parts = dict.fromkeys((10, 20, 30), 0), {10: 0, 20: 10, 30: 100}, {10: 1, 20: 1, 30: 20}, []
+    for shard in mirror.stream("train", mirror.shard_names("train")):
+        degrees = []
+        for landmark in map(LANDMARK_OF.get, shard.ids):
+            degrees.append(begin[landmark] + step[landmark] * seen[landmark])
+            seen[landmark] += 1
+        parts.append((shard.ids, np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)))
+    files = {"train": files_of(work / "features", "train", parts)}
+    monkeypatch.setattr(ensemble, "embed", lambda recipe, mirror, splits: {split: files[split] for split in splits})
     return work
 
 
-def test_calibrating(verified, capsys):
-    verification.calibrate_run(verified)
-    lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line.split()[1:] for line in lines[2:-1]}
-    assert list(rows) == [str(threshold) for threshold in range(-1, 26)]  # more is not sure
-    # With b on top a hit has precision 1/2, then 2/3; from 20 on both are right, from 21 on a alone.
-    assert rows["19"] == ["0.6667", "1.0000", "1.0000", "0.0000", "0.5833"]
-    assert rows["20"] == ["1.0000", "1.0000", "0.0000", "0.0000", "1.0000"]
-    assert rows["25"] == ["1.0000", "0.5000", "0.0000", "0.5000", "0.5000"]
-    assert lines[-1] == "best GAP: --inliers 20"
+def test_calibrating_needs_no_solution_and_reads_none(trained, capsys):
+    verification.calibrate_run(trained)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.split()[0].lstrip("-").isdigit()]
+    rows = {int(line.split()[0]): line.split()[1:] for line in lines if len(line.split()) == 6}
+    assert list(rows) == list(range(-1, 30))  # more is not sure
+    assert rows[-1][:4] == ["0.5000", "1.0000", "1.0000", "0.0000"] and float(rows[-1][4]) < 0.99
+    assert "6 held-out train photos, and 6 whose landmark was left out" in out
+    best = int(out.split("best GAP: --inliers ")[1])
+    assert rows[best] == ["1.0000", "1.0000", "0.0000", "0.0000", "1.0000"]
+
+    for name in ("recognition", "retrieval"):
+        path = trained.parent / f"mirror/ground_truth/{name}_solution_v2.1.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no solution")
+    verification.calibrate_run(trained)
+    assert capsys.readouterr().out == out
 
 
-def test_a_run_without_verification_is_one_clear_line(tmp_path):
+def test_calibrating_with_little_disk(trained, capsys):
+    """Features of an earlier run go, so that those of the held-out photos lie elsewhere in the files than before."""
+    verification.calibrate_run(trained)
+    everything = size_on_disk(recipes.of(trained))
+    recipe = recipes.of(trained).model_copy(update={"local_gigabytes": 0.8 * everything / 1e9})
+    recipes.keep(recipe)
+    mirror, files = open_mirror(recipe.mirror), ensemble.embed(recipe, None, ["train"])
+    train = mirror.train()["id"].tolist()
+    candidates = {train[-1]: train[:2], train[-2]: train[2:4], train[3]: train[1:3]}
+    photos, others, compared = verification.features_of(recipe, mirror, files, ("train", "train"), candidates)
+    assert size_on_disk(recipe) < 0.9 * everything and compared == candidates
+    assert all(len(photos[i].points) and len(others[j].points) for i, row in candidates.items() for j in row)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="12 train photos take .* no room"):
+        verification.calibrate_run(trained)
+
+
+def test_a_photo_is_never_compared_with_itself(trained, monkeypatch):
+    compared = {}
+    monkeypatch.setattr(
+        verification, "compare",
+        lambda candidates, *_: compared.update(candidates) or {i: [0] for i in candidates},
+    )  # fmt: skip
+    verification.calibrate_run(trained)
+    assert len(compared) == 12
+    for photo, row in compared.items():
+        landmarks = {LANDMARK_OF[other] for other in row}
+        assert photo not in row and len(landmarks) == 1
+        assert len(row) == (3 if landmarks == {LANDMARK_OF[photo]} else 4)
+
+
+def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     done = script("calibrate", tmp_path)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: there is no") and "verification.csv: run recognition.py --work" in line
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "id,landmark,score\naaaa,1,0.8\n", "id,landmark,score,inliers\naaaa,1,0.8\n",
-        *(f"id,landmark,score,inliers\naaaa,{row}\n" for row in (
-            "x,0.8,3", "1,x,3", "1,nan,3", "1,0.8,3.5", "1,0.8,", f"{10**30},0.8,3"
-        )),
-        "id,landmark,score,inliers\naaaa,1,0.8,3\naaaa,1,0.8,3\n", "id,landmark,score,inliers\n\0\1",
-    ],
-)  # fmt: skip
-def test_a_damaged_table_is_one_clear_line(verified, text):
-    (verified / "verification.csv").write_text(text)
-    with pytest.raises(InputError, match="verification.csv (is|lists)"):
-        verification.calibrate_run(verified)
+    assert line.startswith("error: there is no trained model") and "run recognition.py --work" in line
