@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import keras
 
 
+END_OF_DIRECTORY = 22  # bytes of a zip's last record
 LESS = " less"  # ends the note of a file without the photos that another one has too
 _whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
 
@@ -78,6 +80,10 @@ def made_from(path: Path) -> str:
 def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            file.seek(-END_OF_DIRECTORY, os.SEEK_END)
+            stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
+            if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
+                raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
             yield arrays
     except FileNotFoundError:
         raise
