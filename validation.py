@@ -30,10 +30,11 @@ class Validation:
         self.batch_size = recipe.batch_size
         self.batches: list[np.ndarray] = []
         ids: list[str] = []
-        for name in names:
+        for number, name in enumerate(names):
             path = recipe.work / "validation" / f"{name}.tar"
             if not _is_whole(path):
-                _keep(mirror, name, path, classes, room=recipe.validation_images - len(ids))
+                room = -(-(recipe.validation_images - len(ids)) // (len(names) - number))  # as much for each shard
+                _keep(mirror, name, path, classes, room, ids)
             with closing(TarShard(path)) as shard:
                 for some_ids, photos in Batches(shard, shard.ids, recipe.image_size, recipe.batch_size):
                     ids += some_ids
@@ -74,17 +75,21 @@ class Validation:
         return scores
 
 
-def choose(ids: list[str], classes: pd.Series, room: int) -> list[str]:
+def choose(ids: list[str], classes: pd.Series, room: int, held: list[str]) -> list[str]:
     """At most `room` of these photos that have a class, in their order: pairs of a class before third ones and single.
 
-    A shard of the public mirror has 8,000 photos of 203,094 landmarks, most of them alone: of 2,048 taken as they come,
-    some 80 would have another of their landmark to be recognised by.
+    Photos that are `held` already count as the first ones of their class. A shard of the public mirror has 8,000 photos
+    of 203,094 landmarks, most of them alone: of 2,048 taken as they come, some 80 would have another of their landmark
+    to be recognised by, in pairs about ten times as many.
     """
-    found = classes[[identity for identity in ids if identity in classes.index]]
-    of_class = found.groupby(found)
-    place, count = of_class.cumcount().to_numpy(), of_class.transform("size").to_numpy()
+    new = set(classes.index.intersection(ids)) - set(held)
+    found = classes[[identity for identity in ids if identity in new]]
+    before = found.map(classes[held].value_counts()).fillna(0).astype(int)
+    place = before + found.groupby(found).cumcount()
+    count = before + found.groupby(found).transform("size")
     pair, is_odd_one = place // 2, (place % 2 == 0) & (place == count - 1)
-    order = np.lexsort((found, pair, is_odd_one))[:room]
+    # The class that is seen first is first: the smallest numbers may be all of one country.
+    order = np.lexsort((pd.factorize(found)[0], pair, is_odd_one))[:room]
     return found.index[np.sort(order)].tolist()
 
 
@@ -93,9 +98,9 @@ def clear(work: Path) -> None:
     shutil.rmtree(work / "validation", ignore_errors=True)
 
 
-def _keep(mirror: Mirror, name: str, path: Path, classes: pd.Series, room: int) -> None:
+def _keep(mirror: Mirror, name: str, path: Path, classes: pd.Series, room: int, held: list[str]) -> None:
     for shard in mirror.stream("train", [name]):
-        write_tar(path, _readable(shard, choose(shard.ids, classes, room)))
+        write_tar(path, _readable(shard, choose(shard.ids, classes, room, held)))
 
 
 def _readable(shard: TarShard | FolderShard, ids: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -26,10 +26,10 @@ MAX_SHARDS = 1000  # images_NNN has three digits
 class WebMirror(Mirror):
     """A mirror at a URL: what is used is downloaded into `cache`, and a shard is deleted as soon as it is done.
 
-    While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk. A shard whose md5
-    differs from the published one is downloaded a second time; if it differs again, it is used when the tar reads
-    whole (train shard 000 of the public mirror has never matched), said once and recorded in
-    `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
+    While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk; what a stopped run
+    left stays for the stream that wants it while there is room. A shard whose md5 differs from the published one is
+    downloaded a second time; if it differs again, it is used when the tar reads whole (train shard 000 of the public
+    mirror has never matched), said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
     """
 
     def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
@@ -56,7 +56,10 @@ class WebMirror(Mirror):
         return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
-        self._clear_shards(keep=[self._place(split, name) for name in names[: self.ahead + 1]])
+        self._clear_shards(
+            wanted=[self._place(split, name) for name in names[: self.ahead + 1]],
+            room=max(self.ahead + 1 - len(set(names)), 0),
+        )
         waiting = iter(names)
         abandoned = threading.Event()
 
@@ -106,11 +109,11 @@ class WebMirror(Mirror):
     def _place(self, split: str, name: str) -> Path:
         return self.cache / split / f"{name}.tar"
 
-    def _clear_shards(self, keep: list[Path]) -> None:
-        """Delete what a killed run has left, so that the promise about the disk holds from the start."""
-        for path in self.cache.glob("*/images_*.tar*"):
-            if path.with_name(path.name.removesuffix(".part")) not in keep:
-                path.unlink()
+    def _clear_shards(self, wanted: list[Path], room: int) -> None:
+        """Delete what a killed run has left but for the `room` largest, so that the promise about the disk holds."""
+        left = sorted(self.cache.glob("*/images_*.tar*"), key=lambda path: path.stat().st_size, reverse=True)
+        for path in [path for path in left if path.with_name(path.name.removesuffix(".part")) not in wanted][room:]:
+            path.unlink()
 
     def _fetch(self, split: str, name: str, check: Callable[[], None]) -> Path:
         """The shard on disk, verified; a shard with a fault is downloaded a second time."""

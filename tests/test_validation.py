@@ -79,6 +79,20 @@ def test_no_more_photos_than_asked_for(held_out):
     assert held.scores(None)["nearest_photo_accuracy"] == 1  # b is nearest to a, its only choice
 
 
+def test_pairs_may_lie_in_two_held_out_shards(held_out, tmp_path):
+    class Two(Mirror):
+        def stream(self, split, names):
+            (name,) = names
+            shard = Shard()
+            shard.ids = {"images_000": ["ggg", "eee", "ccc"], "images_001": ["eee", "bbb", "ddd", "fff"]}[name]
+            return iter([shard])
+
+    for _ in range(2):  # the second time from what is kept
+        held = held_out(["images_000", "images_001"], Two(), validation_images=5)
+        assert held.classes.tolist() == [2, 1, 0, 0, 1]  # g, e and c, then b and f; e a second time is not its own mate
+        assert held.is_query.tolist() == [False, False, False, True, True]
+
+
 def test_a_resumed_run_asks_the_mirror_for_nothing(held_out, tmp_path):
     expected = held_out().scores(None)
     again = Mirror()
@@ -100,13 +114,14 @@ def test_pairs_of_a_landmark_are_held_out_first():
     def queries(chosen):
         return int((classes[chosen].groupby(classes[chosen]).cumcount() % 2 == 1).sum())
 
-    chosen = validation.choose(["unknown", *ids], classes, 400)
+    chosen = validation.choose(["unknown", *ids], classes, 400, [])
     assert len(set(chosen)) == len(chosen) == 400 and chosen == [
         identity for identity in ids if identity in set(chosen)
     ]
     assert queries(chosen) == 200 > 3 * queries(ids[:400])
-    assert validation.choose(ids, classes, 10**6) == ids
-    assert queries(validation.choose(ids, classes, 10**6)) == queries(ids) > 200
+    assert classes[chosen].mean() == pytest.approx(1000, rel=0.1)  # from the first landmark to the last
+    assert validation.choose(ids, classes, 10**6, []) == ids
+    assert queries(validation.choose(ids, classes, 10**6, [])) == queries(ids) > 200
 
 
 def test_without_photos_there_are_no_scores(held_out):

@@ -55,7 +55,7 @@ def test_a_shard_may_come_again_at_once(tiny_mirror, serve, tmp_path, ahead):
     assert tars(tmp_path) == []
 
 
-def test_what_a_killed_run_left_is_used_or_deleted(tiny_mirror, serve, tmp_path):
+def test_what_a_killed_run_left_is_used_kept_or_deleted(tiny_mirror, serve, tmp_path):
     server = serve(tiny_mirror)
     (tmp_path / "train").mkdir()
     for name in ("images_001.tar", "images_004.tar"):
@@ -64,8 +64,31 @@ def test_what_a_killed_run_left_is_used_or_deleted(tiny_mirror, serve, tmp_path)
     mirror = WebMirror(server.url, tmp_path)
     for shard in mirror.stream("train", ["images_001"]):
         assert shard.name == "images_001"
-        assert tars(tmp_path) == ["images_001.tar"]
+        assert tars(tmp_path) == ["images_001.tar", "images_004.tar"]  # what has cost most is kept
     assert not [path for path, _ in server.requests if path.endswith(".tar")]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_a_stream_leaves_to_the_others_what_it_has_room_for(tiny_mirror, serve, tmp_path, ahead):
+    """As at a resume, whose first streams are of splits that are done already, or nearly."""
+    server = serve(tiny_mirror)
+    body = (tiny_mirror / "index/images_000.tar").read_bytes()
+    half = tmp_path / "index/images_000.tar.part"
+    half.parent.mkdir()
+    half.write_bytes(body[:1024])
+    mirror = WebMirror(server.url, tmp_path, ahead)
+    assert not list(mirror.stream("test", [])) and half.exists()
+    for shard in mirror.stream("train", ["images_005"]):
+        assert shard.ids and len(tars(tmp_path)) <= ahead + 1
+    assert half.exists() == (ahead > 0)
+    for shard in mirror.stream("index", ["images_000"]):
+        assert shard.path.read_bytes() == body
+    asked = [wanted for path, wanted in server.requests if path == "/index/images_000.tar"]
+    assert asked == (["bytes=1024-"] if ahead else [None])
+    half.write_bytes(body[:1024])
+    for _ in mirror.stream("train", [f"images_{number:03d}" for number in (0, 0, 0, *range(5))]):
+        assert len(tars(tmp_path)) <= ahead + 1
+    assert tars(tmp_path) == []
 
 
 def test_a_damaged_transfer_is_noticed_by_its_md5_and_repeated(tiny_mirror, serve, tmp_path):
