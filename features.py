@@ -1,16 +1,24 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
+import hashlib
 import json
+import os
 import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from command import check_stop
-from files import whole
-from generators import Batches, record_skipped
+from command import InputError, check_stop
+from files import md5, whole
+from generators import Batches, record_skipped, skipped_photos
 from mirror import Mirror
 from recipe import selected
 from settings import Recipe
@@ -20,47 +28,101 @@ if TYPE_CHECKING:
     import keras
 
 
+END_OF_DIRECTORY = 22  # bytes of a zip's last record
+LESS = " less"  # ends the note of a file without the photos that another one has too
+_whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
+
+
 class Features(NamedTuple):
-    """What the model says of N photos; `landmark` and `score` are None where it has no head."""
+    """What the model says of N photos; all but ids and embeddings is None where it has no head."""
 
     ids: np.ndarray  # (N,) str
     embeddings: np.ndarray  # (N, D) float16, L2-normalised
     landmark: np.ndarray | None = None  # (N,) int64: the predicted landmark id
     score: np.ndarray | None = None  # (N,) float32: its confidence
-    top_landmark: np.ndarray | None = None
-    top_score: np.ndarray | None = None
+    top_landmark: np.ndarray | None = None  # (N, k) int64: the k = 10 best ones, or all; None in older files
+    top_score: np.ndarray | None = None  # (N, k) float32: theirs, in descending order
 
 
-def save_features(path: Path, features: Features) -> None:
+DIMENSIONS = dict(zip(Features._fields, (1, 2, 1, 1, 2, 2), strict=True))
+
+
+def save_features(path: Path, features: Features, made_from: str = "") -> None:
     """Write one shard's features; the file appears under its name only when it is whole."""
+    arrays = {name: array for name, array in features._asdict().items() if array is not None}
     with whole(path) as part, open(part, "wb") as file:
-        np.savez(file, **{name: array for name, array in features._asdict().items() if array is not None})
+        np.savez(file, made_from=made_from, **arrays)
+    _whole.add(_stamp(path))
 
 
 def load_features(path: Path) -> Features:
     """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            features = Features(**{name: arrays[name] for name in arrays.files})
-        lengths = {len(array) for array in features if array is not None}
-        dimensions = [array.ndim for array in features if array is not None]
-        if len(lengths) != 1 or dimensions[:2] != [1, 2] or set(dimensions[2:]) > {1}:
-            raise ValueError("its arrays do not match")
+    stamp = _stamp(path)
+    with _open(path) as arrays:
+        features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
+        _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
         if not np.isfinite(features.embeddings).all():
             raise ValueError("its embeddings are not finite")  # faiss would pass over them in silence
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole features file: {error}") from error
+    _whole.add(stamp)
     return features
 
 
-def is_whole(path: Path) -> bool:
-    """Whether there is a features file that can be read to its end."""
+def made_from(path: Path) -> str:
+    """The note with which the file was written; empty if there is no whole file, or one without a note."""
     try:
-        return path.exists() and load_features(path) is not None
+        with _open(path) as arrays:
+            return str(arrays["made_from"]) if "made_from" in arrays.files else ""
+    except (ValueError, FileNotFoundError):
+        return ""
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            file.seek(-END_OF_DIRECTORY, os.SEEK_END)
+            stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
+            if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
+                raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
+            yield arrays
+    except FileNotFoundError:
+        raise
+    except (
+        ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, AttributeError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} is not a whole features file: {error}") from error
+
+
+def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:
+    whole_sets = [set(Features._fields[:count]) for count in (2, 4, 6)]  # without head, of earlier releases, today's
+    fitting = set(shapes) in whole_sets and all(len(shape) == DIMENSIONS[name] for name, shape in shapes.items())
+    if not fitting or len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError("its arrays do not match")
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
+    state = path.stat()
+    return path.resolve(), state.st_size, state.st_mtime_ns
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a features file that can be read to its end; each is read once in a process."""
+    try:
+        return path.exists() and (_stamp(path) in _whole or load_features(path) is not None)
     except ValueError:
         return False
+
+
+def require_finite(features: Features, what: str, remedy: Callable[[], str]) -> None:
+    """Raise InputError if there is a photo whose embedding or score is not finite."""
+    spoilt = ~np.isfinite(features.embeddings).all(axis=1)
+    if features.score is not None:
+        spoilt |= ~np.isfinite(features.score)
+    if spoilt.any():
+        raise InputError(
+            f"{what}: of {spoilt.sum():,} of {len(spoilt):,} photos they are not finite, "
+            f"the first is {features.ids[spoilt][0]}; {remedy()}"
+        )
 
 
 def take(features: Features, rows: np.ndarray) -> Features:
@@ -79,19 +141,14 @@ class Outline(NamedTuple):
 
 def outline(path: Path) -> Outline:
     """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
-            with arrays.zip.open("embeddings.npy") as embeddings:
-                np.lib.format.read_magic(embeddings)
-                (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
-            crc32 = arrays.zip.getinfo("embeddings.npy").CRC
+    with _open(path) as arrays:
+        ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
+        with arrays.zip.open("embeddings.npy") as embeddings:
+            np.lib.format.read_magic(embeddings)
+            (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
+        crc32 = arrays.zip.getinfo("embeddings.npy").CRC
         if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
             raise ValueError("its arrays do not match")
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole features file: {error}") from error
     return Outline(ids, landmark, dimension, crc32)
 
 
@@ -111,8 +168,46 @@ def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
             part.write_text(made_from)
 
 
+def digest(*parts: object) -> str:
+    """32 hex digits that differ where one of these does: arrays, bytes, or what `repr` tells apart."""
+    joined = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        data = (
+            part if isinstance(part, bytes) else part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
+        )
+        joined.update(f"{len(data)} ".encode())
+        joined.update(data)
+    return joined.hexdigest()
+
+
+def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:
+    """What the features of a shard are made from now: `made_by`, the digest of all else, and the photos."""
+    return f"{made_by} {mirror.fingerprint(split, name)}"
+
+
+def outdated(files: dict[str, Path], mirror: Mirror, split: str, made_by: str) -> list[str]:
+    """The shards whose features file is absent, damaged, or made from other photos or by something else."""
+
+    def is_current(name: str) -> bool:
+        by, _, photos = made_from(files[name]).removesuffix(LESS).partition(" ")
+        return by == made_by and mirror.fingerprint(split, name, photos) == photos
+
+    with ThreadPoolExecutor(16) as pool:  # a network's file system takes its time to tell a photo's size
+        current = [name for name, fits in zip(files, pool.map(is_current, files), strict=True) if fits]
+    whole = set()
+    for name in tqdm(current, f"check features of {split}", unit=" shards", leave=False):
+        check_stop()
+        if is_whole(files[name]):
+            whole.add(name)
+    return [name for name in files if name not in whole]
+
+
 def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: Mirror, split: str) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
+
+    A file notes what it was made from: the photos of its shard (`Mirror.fingerprint`), the split's listing, the model
+    file, its landmarks, and the settings that change what the model sees. One that was made from anything else is made
+    anew. A photo that is in two shards has features in the first of them alone.
 
     Args:
         model: with a head over classes, or without one: then there are only embeddings.
@@ -120,22 +215,76 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
 
     Returns:
         One file a shard, in the mirror's order; None while some are missing that `recipe.shards` leaves to other runs.
+
+    Raises:
+        InputError: an embedding is not finite; nothing is written of that shard.
     """
     import model as models  # imports Keras, which a command that only reads features need not wait for
 
     predictor = models.predictor(model, recipe.mirrored)
     names = mirror.shard_names(split)
     files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
-    absent = [name for name in names if not is_whole(files[name])]
+    ids = mirror.ids(split)
+    listed = set(ids)
+    model_file = recipe.work / "model.keras"
+    trained = _md5(*_stamp(model_file)) if model_file.exists() else None
+    made_by = digest(trained, landmarks, recipe.image_size, recipe.mirrored, "\n".join(ids).encode())
+    absent = outdated(files, mirror, split, made_by)
+    absent = [name for name in absent if not _adopt(files[name], mirror, split, listed, recipe.work, made_by)]
+    if absent:  # what was left out of a file as another had it may be there no more
+        absent = [name for name in names if name in absent or made_from(files[name]).endswith(LESS)]
     todo = [name for name in absent if name in selected(names, recipe.shards)]
-    listed = set(mirror.ids(split)) if todo else set()
     for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
-        save_features(files[shard.name], _embed_shard(predictor, landmarks, recipe, split, shard, listed))
+        features = _embed_shard(predictor, landmarks, recipe, split, shard, listed)
+        save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
         print(f"{split}: run again without --shards when the other shards' files are in {files[missing[0]].parent}")
-    return None if missing else list(files.values())
+        return None
+    _leave_out_repeated(list(files.values()), split, recipe.work)
+    return list(files.values())
+
+
+@cache
+def _md5(path: Path, _size: int, _time: int) -> str:
+    return md5(path)
+
+
+def _adopt(path: Path, mirror: Mirror, split: str, listed: set[str], work: Path, made_by: str) -> bool:
+    """Take over a file that has no note, as older versions wrote it, if it has the photos that are there now.
+
+    These are all photos of its shard but those that `work/skipped.csv` names. Of a mirror at a URL they are not known,
+    and the file is believed.
+    """
+    if not path.exists() or made_from(path) or not is_whole(path):
+        return False
+    here = mirror.shard_ids(split, path.stem)
+    if here is not None:
+        ids, here = set(outline(path).ids.tolist()), listed.intersection(here)
+        skipped = skipped_photos(work, split, path.stem)
+        if not (ids <= here and here - ids <= skipped):
+            return False
+    save_features(path, load_features(path), note(mirror, split, path.stem, made_by))
+    return True
+
+
+def _leave_out_repeated(files: list[Path], split: str, work: Path) -> None:
+    """Keep of each photo the features in the first file that has them, so that an id finds one row."""
+    labels = [outline(path).ids for path in files]
+    ids = np.concatenate(labels)
+    hashes = np.sort(np.fromiter(map(hash, ids.tolist()), np.int64))
+    if (hashes[1:] != hashes[:-1]).all():
+        return
+    repeated = pd.Series(ids).duplicated().to_numpy()
+    ends = np.cumsum([len(some) for some in labels])
+    for path, those in zip(files, np.split(repeated, ends[:-1]), strict=True):
+        if those.any():
+            features = load_features(path)
+            save_features(path, take(features, ~those), made_from(path).removesuffix(LESS) + LESS)
+            shard = SimpleNamespace(name=path.stem, refused=())
+            reason = "id is in a shard before this one"
+            record_skipped(work, split, shard, [(identity, reason) for identity in features.ids[those].tolist()])
 
 
 def _embed_shard(
@@ -149,8 +298,7 @@ def _embed_shard(
     import model as models
 
     ids: list[str] = []
-    dimension = predictor.output["embedding"].shape[-1]
-    outputs = {"embedding": [np.empty((0, dimension))], "landmark": [np.empty(0, "int64")], "score": [np.empty(0)]}
+    outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
     batches = Batches(shard, [photo for photo in shard.ids if photo in listed], recipe.image_size, recipe.batch_size)
     for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
@@ -160,8 +308,21 @@ def _embed_shard(
             if name in outputs:
                 outputs[name].append(array)
     record_skipped(recipe.work, split, shard, unlisted + batches.unreadable)
-    features = Features(np.array(ids, dtype=str), np.concatenate(outputs["embedding"]).astype("float16"))
-    if "landmark" not in predictor.output:
-        return features
-    classes, scores = np.concatenate(outputs["landmark"]), np.concatenate(outputs["score"])
-    return features._replace(landmark=landmarks[classes.astype("int64")], score=scores.astype("float32"))
+    found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
+    embeddings = found.pop("embedding").astype("float16")
+    labels = {  # classes to landmark ids, and their scores
+        name: landmarks[array.astype("int64")] if name.endswith("landmark") else array.astype("float32")
+        for name, array in found.items()
+    }
+    features = Features(np.array(ids, dtype=str), embeddings, **labels)
+    require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, recipe))
+    return features
+
+
+def _what_is_spoilt(predictor: "keras.Model", recipe: Recipe) -> str:
+    from keras import ops
+
+    path = recipe.work / "model.keras"
+    if not all(np.isfinite(ops.convert_to_numpy(ops.cast(weight, "float32"))).all() for weight in predictor.weights):
+        return f"weights of {path} are not finite either: delete it and train again with a lower --learning-rate"
+    return f"the layers overflow in {recipe.precision}: train in another --work with --precision float32"

@@ -87,3 +87,12 @@ def record_skipped(work: Path, split: str, shard: TarShard | FolderShard, unread
         with open(path, "a", encoding="utf8") as file:
             file.write("".join(line + "\n" for line in ([] if known else ["split,shard,name,reason"]) + new))
         tqdm.write(f"warning: {len(new)} passed over in {split}/{shard.name} (see {path}), first {new[0]}", sys.stderr)
+
+
+def skipped_photos(work: Path, split: str, name: str) -> set[str]:
+    """What `record_skipped` has noted of a shard: photos and members."""
+    path = work / "skipped.csv"
+    if not path.exists():
+        return set()
+    with open(path, newline="", encoding="utf8") as file:
+        return {row[2] for row in csv.reader(file) if row[:2] == [split, name]}

@@ -8,6 +8,7 @@ python mirror.py check MIRROR                                   read every shard
 
 import argparse
 import atexit
+import hashlib
 import re
 import shutil
 import tempfile
@@ -55,6 +56,18 @@ class Mirror(ABC):
         Raises:
             InputError: a shard cannot be had, or is damaged.
         """
+
+    @abstractmethod
+    def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
+        """What tells a shard's photos from others at the same place; `earlier`, one of before, if it still holds.
+
+        It is found without a download of the shard and without reading a photo: in a folder from the ids and sizes of
+        the photos, of a URL from the published md5, which is empty where there is none.
+        """
+
+    def shard_ids(self, split: str, name: str) -> list[str] | None:
+        """The ids of a shard's photos; None where only a download would tell."""
+        return None
 
     def train(self) -> pd.DataFrame:
         """`id` (str) and `landmark_id` (int64) of every train photo; the same table each time, so leave it as it is.
@@ -140,6 +153,24 @@ class FolderMirror(Mirror):
         for name in names:
             with closing(self._open(split, name)) as shard:
                 yield shard
+
+    def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
+        """As `Mirror.fingerprint`. A tar's size and time come first: while they stay, its directory need not be read.
+
+        For 500 tars of 8,192 photos that would take two minutes.
+        """
+        path = self.folder / split / f"{name}.tar"
+        stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else "tree"
+        if stamp != "tree" and earlier.startswith(f"{stamp} "):
+            return earlier
+        with closing(self._open(split, name)) as shard:
+            photos = "\n".join([f"{identity} {shard.size(identity)}" for identity in shard.ids])
+        digest = hashlib.md5(photos.encode(), usedforsecurity=False).hexdigest()
+        return earlier if earlier.endswith(f" {digest}") else f"{stamp} {digest}"
+
+    def shard_ids(self, split: str, name: str) -> list[str]:
+        with closing(self._open(split, name)) as shard:
+            return shard.ids
 
     def _open(self, split: str, name: str) -> TarShard | FolderShard:
         path = self.folder / split / f"{name}.tar"

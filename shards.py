@@ -84,6 +84,10 @@ class TarShard:
             return "id seen before"
         return None
 
+    def size(self, identity: str) -> int:
+        """Bytes of the encoded photo."""
+        return self.places[identity][1]
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Safe to call from several threads."""
         offset, size = self.places[identity]
@@ -120,9 +124,16 @@ class FolderShard:
         self.ids = [identity for identity in ids if valid_id(identity)]
         self.refused = [(identity, "not an id that can be a file's name") for identity in ids if not valid_id(identity)]
 
+    def size(self, identity: str) -> int:
+        """Bytes of the encoded photo; -1 when it is missing."""
+        try:
+            return os.stat(f"{self.root}/{_member_name(identity)}").st_size
+        except OSError:
+            return -1
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing or too large."""
-        path = self.root.joinpath(*identity[:3], f"{identity}.jpg")
+        path = self.root / _member_name(identity)
         if path.stat().st_size > MAX_PHOTO_BYTES:
             raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
         return path.read_bytes()

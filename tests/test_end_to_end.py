@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -286,6 +287,36 @@ def test_unreadable_photos_are_named_and_have_an_empty_row(finished, tiny_mirror
         table = pd.read_csv(work / f"{name}.csv", keep_default_na=False).set_index("id")[column]
         assert table[skipped] == ""
         assert (table.drop(skipped) != "").all()
+
+
+def test_a_competition_runs_again_on_hidden_photos(tmp_path):
+    """Test photos and train.csv are swapped at the same paths; the model stays, and every hidden photo gets its row."""
+    folder, work = tmp_path / "input", tmp_path / "work"
+    shown, hidden = (make_mirror(tmp_path / name, train=6, test=3, **size) for name, size in
+                     (("shown", {}), ("hidden", {"landmarks": 4})))  # fmt: skip
+
+    def mount(mirror: Path) -> list[str]:
+        shutil.rmtree(folder, ignore_errors=True)
+        for split in ("train", "index", "test"):
+            for path in (mirror / split).glob("*.tar"):
+                with tarfile.open(path) as tar:
+                    tar.extractall(folder / split, filter="data")
+            shutil.copy(mirror / f"metadata/{split}.csv", folder)
+        return pd.read_csv(folder / "test.csv")["id"].tolist()
+
+    mount(shown)
+    arguments = [f"--mirror={folder}", *SETTINGS, "--epochs=1", "--validation-shards=0"]
+    for script in ("recognition.py", "retrieval.py"):
+        run(script, work, *arguments)
+    model = (work / "model.keras").stat().st_mtime_ns
+    test_ids = mount(hidden)
+    for script, column in (("recognition.py", "landmarks"), ("retrieval.py", "images")):
+        run(script, work, *arguments)
+        table = pd.read_csv(work / script.replace(".py", ".csv"), keep_default_na=False)
+        assert table["id"].tolist() == test_ids and (table[column] != "").all()
+    index_ids = set(pd.read_csv(folder / "index.csv")["id"])
+    assert {photo for cell in table["images"] for photo in cell.split()} == index_ids
+    assert (work / "model.keras").stat().st_mtime_ns == model
 
 
 @pytest.fixture

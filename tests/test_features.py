@@ -1,16 +1,23 @@
+import shutil
+from contextlib import closing
+
 import numpy as np
 import pytest
-from conftest import make_mirror
+from conftest import identity, jpeg, make_mirror
 
+from command import InputError
 from features import Features, embed, load_features, prepare_folder, save_features, take
 from mirror import open_mirror
 from settings import Recipe
+from shards import TarShard, write_tar
 
 FEATURES = Features(
     ids=np.array(["abc1", "abc2"]),
     embeddings=np.eye(2, 3, dtype="float16"),
     landmark=np.array([2**40, 7]),
     score=np.array([0.1, 1e-30], "float32"),
+    top_landmark=np.array([[2**40, 7], [7, 2**40]]),
+    top_score=np.array([[0.1, 0.05], [1e-30, 0]], "float32"),
 )
 
 
@@ -38,9 +45,12 @@ def test_damage_is_noticed_anywhere_in_the_file(tmp_path):
     for place in range(len(whole)):  # every byte: zip headers, array headers, arrays; some are of no consequence
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         try:
-            load_features(path)
+            found = load_features(path)
         except ValueError:
-            pass
+            continue
+        for name, array in found._asdict().items():  # what the damage left as it was
+            np.testing.assert_array_equal(array, getattr(FEATURES, name), err_msg=f"byte {place}")
+            assert array.dtype == getattr(FEATURES, name).dtype
     begin = whole.index(np.eye(2, 3, dtype="float16").tobytes())
     path.write_bytes(whole[:begin] + b"\xff" + whole[begin + 1 :])
     with pytest.raises(ValueError, match="not a whole features file"):
@@ -95,16 +105,115 @@ def test_a_folder_of_features_made_from_others(tmp_path):
     assert is_kept(sources[:1], count=1)
 
 
-@pytest.mark.parametrize("has_head", [True, False])
-def test_embedding_with_and_without_a_head(tmp_path, has_head):
+def colours(has_head: bool = True):
+    """A model whose embedding is a photo's mean colour."""
     import keras
     from keras import layers
 
-    mirror = open_mirror(str(make_mirror(tmp_path / "mirror", landmarks=2, train=1, index=0, test=3, others=0)))
     photos = keras.Input((None, None, 3), dtype="uint8")
     embedding = layers.GlobalAveragePooling2D(name="embedding")(photos)
     head = layers.Dense(2, activation="softmax", name="landmark") if has_head else layers.UnitNormalization()
-    model = keras.Model(photos, head(embedding))
+    return keras.Model(photos, head(embedding))
+
+
+def tree(out, split, count, first=0):
+    """An extracted tree as a competition's input folder has it, with its CSV beside it."""
+    shutil.rmtree(out / split, ignore_errors=True)
+    ids = [identity(number) for number in range(first, first + count)]
+    for number, photo in enumerate(ids, first):
+        path = out / split / photo[0] / photo[1] / photo[2] / f"{photo}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number, size=(40 + number % 7, 30)))
+    (out / f"{split}.csv").write_text("id\n" + "\n".join(ids) + "\n")
+    return ids
+
+
+def embedded(model, out, work, split="test", **settings):
+    """The ids that have features, and how many shards were embedded now."""
+    recipe = Recipe(work=work, image_size=32, batch_size=4, **settings)
+    made = {path: path.stat().st_ino for path in work.glob("features/*/*.npz")}
+    files = embed(model, np.array([10, 20]), recipe, open_mirror(str(out)), split)
+    ids = [photo for path in files for photo in load_features(path).ids.tolist()]
+    return ids, sum(path.stat().st_ino != made.get(path) for path in files)
+
+
+def test_other_photos_at_the_same_place_are_embedded_anew(tmp_path):
+    """As the re-run of a code competition has them."""
+    out, work, model = tmp_path / "input", tmp_path / "work", colours()
+    ids = tree(out, "test", 5)
+    assert embedded(model, out, work) == (sorted(ids), 1)
+    assert embedded(model, out, work) == (sorted(ids), 0)
+    others = tree(out, "test", 6, first=100)
+    assert embedded(model, out, work) == (sorted(others), 1)
+    photo = next(out.rglob(f"{others[0]}.jpg"))
+    photo.write_bytes(jpeg(7, size=(80, 60)))  # the same id, another size
+    assert embedded(model, out, work) == (sorted(others), 1)
+    assert embedded(model, out, work) == (sorted(others), 0)
+    assert embedded(model, out, work, mirrored=False)[1] == 1
+
+
+def test_another_model_at_the_same_place_embeds_anew(tmp_path):
+    out, work = tmp_path / "input", tmp_path / "work"
+    tree(out, "test", 5)
+    work.mkdir()
+    for content in (b"one", b"two"):
+        (work / "model.keras").write_bytes(content)  # its bytes tell models apart; the model itself is handed over
+        assert [embedded(colours(), out, work)[1] for _ in range(2)] == [1, 0]
+
+
+def test_files_of_an_earlier_release_are_taken_over_if_they_have_these_photos(tmp_path):
+    out, work, model = tmp_path / "input", tmp_path / "work", colours()
+    ids = tree(out, "test", 5)
+    embedded(model, out, work)
+    path = work / "features/test/images_000.npz"
+    save_features(path, load_features(path))  # as they were: nothing says what it was made from
+    embeddings = load_features(path).embeddings
+    assert embedded(model, out, work)[0] == sorted(ids)
+    np.testing.assert_array_equal(load_features(path).embeddings, embeddings)
+    save_features(path, load_features(path))
+    others = tree(out, "test", 5, first=50)
+    assert embedded(model, out, work) == (sorted(others), 1)
+
+
+def test_a_photo_in_two_shards_has_one_row(tmp_path):
+    """Whichever shards are embedded in this run, the first that has it keeps it."""
+    out = make_mirror(tmp_path / "mirror", test=6)
+    first, second = sorted((out / "test").glob("*.tar"))
+    with closing(TarShard(first)) as shard:
+        photos = [(photo, shard.read(photo)) for photo in shard.ids]
+    with closing(TarShard(second)) as shard:
+        write_tar(second, [*((photo, shard.read(photo)) for photo in shard.ids), photos[0]])
+    listed = open_mirror(str(out)).ids("test")
+    recipe = Recipe(work=tmp_path / "work", image_size=32, batch_size=4)
+    some = recipe.model_copy(update={"shards": "1:2"})
+    assert embed(colours(), np.array([10, 20]), some, open_mirror(str(out)), "test") is None
+    files = embed(colours(), np.array([10, 20]), recipe, open_mirror(str(out)), "test")
+    assert photos[0][0] in load_features(files[0]).ids and photos[0][0] not in load_features(files[1]).ids
+    assert sorted(photo for path in files for photo in load_features(path).ids) == sorted(listed)
+    assert f"images_001,{photos[0][0]},id is in a shard before" in (tmp_path / "work/skipped.csv").read_text()
+    assert embedded(colours(), out, tmp_path / "work")[1] == 0
+
+
+def test_embeddings_that_are_not_finite_are_told_and_not_written(tmp_path):
+    import keras
+
+    out, model = tmp_path / "input", colours()
+    ids = tree(out, "test", 5)
+    model.get_layer("landmark").set_weights([np.full((3, 2), np.nan), np.zeros(2)])
+    with pytest.raises(InputError, match="test/images_000: of 5 of 5.*not finite.*train again"):
+        embedded(model, out, tmp_path / "work")
+    assert not list(tmp_path.glob("work/features/*/*.npz"))
+    photos = keras.Input((None, None, 3), dtype="uint8")
+    mean = keras.layers.GlobalAveragePooling2D()(photos)
+    spoilt = keras.layers.Lambda(lambda x: x / keras.ops.relu(x[:, :1] - 300), name="embedding")(mean)
+    with pytest.raises(InputError, match=f"first is ({'|'.join(ids)}).*float32"):
+        embedded(keras.Model(photos, keras.layers.UnitNormalization()(spoilt)), out, tmp_path / "work")
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_embedding_with_and_without_a_head(tmp_path, has_head):
+    mirror = open_mirror(str(make_mirror(tmp_path / "mirror", landmarks=2, train=1, index=0, test=3, others=0)))
+    model = colours(has_head)
     recipe = Recipe(work=tmp_path / "work", image_size=32, batch_size=4)
     found = [load_features(path) for path in embed(model, np.array([10, 20]), recipe, mirror, "test")]
     assert sorted(i for part in found for i in part.ids) == sorted(mirror.ids("test"))
