@@ -1,6 +1,6 @@
 """Which threshold of inliers suits: precision, recall and GAP of each, by predictions and the truth."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,21 @@ from search import search
 DEPTH = 100  # neighbours among which a photo of another landmark is looked for
 
 
-def hold_out(files: list[Path], train: pd.DataFrame, count: int, seed: int, parts: int, path: Path) -> pd.DataFrame:
+def hold_out(
+    files: list[Path],
+    train: pd.DataFrame,
+    count: int,
+    seed: int,
+    parts: int,
+    path: Path,
+    none_files: Sequence[Path] = (),
+    none: Collection[str] = (),
+) -> pd.DataFrame:
     """Train photos, spread over the landmarks, and what the nearest other train photo says of them.
 
-    Of one half that is any photo but itself. Of the other half it is one of another landmark, as if their own were not
-    known: so they stand for photos that show none, and their predictions are wrong. Left out are photos whose 100
-    nearest are all of their own landmark and, in the first half, those of landmarks with one photo.
+    Of one half that is any photo but itself. The other half are photos that show no landmark or, where none are known,
+    stand for these: train photos whose nearest one is one of another landmark, as if their own were not known. Left out
+    are those whose 100 nearest are all of their own landmark and, in the first half, those of landmarks with one photo.
 
     Args:
         files: features files of the train photos.
@@ -27,16 +36,20 @@ def hold_out(files: list[Path], train: pd.DataFrame, count: int, seed: int, part
         count: how many photos, at most.
         parts: the train photos are searched in so many parts.
         path: where the features of the held-out photos go.
+        none_files: features files with the photos that are known to show no landmark, and others.
+        none: their ids.
 
     Returns:
-        By id: `landmark` and `score` as predicted, `truth`, the landmark, and `shown`, whether it was known.
+        By id: `landmark` and `score` as predicted, `truth`, the landmark, or -1, and `shown`, whether it was known.
 
     Raises:
         InputError: no landmark has two train photos, or there is but one landmark.
     """
     landmark_of = train.set_index("id")["landmark_id"]
     ids = np.concatenate([outline(file).ids for file in files])
-    photos = landmark_of.loc[np.random.default_rng(seed).permutation(np.sort(ids))]
+    ids = ids[~np.isin(ids, list(none))]
+    random = np.random.default_rng(seed)
+    photos = landmark_of.loc[random.permutation(np.sort(ids))]
     place, size = photos.groupby(photos).cumcount().to_numpy(), photos.groupby(photos).transform("size").to_numpy()
     shown = np.zeros(len(photos), bool)
     shown[np.flatnonzero(size > 1)[::2]] = True
@@ -44,19 +57,21 @@ def hold_out(files: list[Path], train: pd.DataFrame, count: int, seed: int, part
     chosen = np.concatenate([order[shown[order] == half][: count // 2] for half in (True, False)])
     found = pd.DataFrame({"truth": photos.iloc[chosen], "shown": shown[chosen]})
 
-    wanted = found.index.to_numpy(str)
-    fields = zip(
-        *(take(features, np.isin(features.ids, wanted)) for features in map(load_features, files)), strict=True
-    )
+    if len(none):
+        known = {identity for file in none_files for identity in outline(file).ids.tolist()}.intersection(none)
+        chosen = random.permutation(sorted(known))[: count // 2]
+        found = pd.concat([found[found["shown"]], pd.DataFrame({"truth": -1, "shown": False}, index=chosen)])
+
+    wanted, picked = found.index.to_numpy(str), []
+    for features in map(load_features, dict.fromkeys([*files, *none_files])):
+        picked.append(take(features, np.isin(features.ids, wanted)))
+    fields = zip(*picked, strict=True)
     save_features(path, Features(*(None if field[0] is None else np.concatenate(field) for field in fields)))
     neighbours = search([path], files, DEPTH, parts, landmark_of.index)
     found = found.loc[neighbours.query_ids]
     landmarks = landmark_of.loc[neighbours.index_ids].to_numpy()[neighbours.positions]
-    own = np.where(
-        found["shown"].to_numpy()[:, None],
-        neighbours.index_ids[neighbours.positions] == neighbours.query_ids[:, None],
-        landmarks == found["truth"].to_numpy()[:, None],
-    )
+    own = neighbours.index_ids[neighbours.positions] == neighbours.query_ids[:, None]
+    own |= ~found["shown"].to_numpy()[:, None] & (landmarks == found["truth"].to_numpy()[:, None])
     usable = (neighbours.positions >= 0) & ~own
     best = usable.argmax(axis=1)[:, None]
     found["landmark"] = np.take_along_axis(landmarks, best, axis=1)[:, 0]

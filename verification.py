@@ -8,9 +8,9 @@ than the threshold: then it shows the landmark, else none. The third published s
 its threshold is 35 inliers of DELF.
 
 `match` draws the inliers of two photos. `calibrate` tells what each threshold would give with the model and settings of
-a WORK folder, and which has the best GAP: on train photos, each held out, half of them as if their landmark were not
-known, as photos that show none. No solution is read. It ends with the threshold at which a run stops to compare; for
-more give the run more `--inliers`.
+a WORK folder, and which has the best GAP: on train photos, each held out, and as many that show no landmark, where the
+mirror lists some in metadata/non_landmarks.csv; else these are train photos whose landmark is taken for unknown. No
+solution is read. It ends with the threshold at which a run stops to compare; for more give the run more `--inliers`.
 """
 
 import argparse
@@ -28,11 +28,12 @@ import pandas as pd
 from tqdm import tqdm
 
 import command
+import nonlandmarks
 import recipe as recipes
 from calibration import calibrate, hold_out
 from command import InputError, check_stop
 from drawing import draw_matches, draw_verified
-from features import load_features, prepare_folder
+from features import load_features, outline, prepare_folder
 from files import whole
 from generators import in_threads
 from images import UnreadablePhoto
@@ -376,18 +377,28 @@ def calibrate_run(work: Path) -> None:
     command.prepare_backend()
     import ensemble  # imports Keras
 
-    files, train, sample = ensemble.embed(recipe, mirror, ["train"]), mirror.train(), recipe.work / "held_out.npz"
-    found = hold_out(files["train"], train, PHOTOS, recipe.seed, recipe.index_parts, sample)
+    splits, none = ["train"], set()
+    if mirror.path(nonlandmarks.LISTED):
+        (group,) = nonlandmarks.references("auto", mirror)
+        splits, none = list(dict.fromkeys(["train", *group.splits])), group.ids or set()
+    files, train, sample = ensemble.embed(recipe, mirror, splits), mirror.train(), recipe.work / "held_out.npz"
+    none_files = [path for split in splits[1:] or splits for path in files[split]]
+    found = hold_out(files["train"], train, PHOTOS, recipe.seed, recipe.index_parts, sample, none_files, none)
     nearest = most_similar([sample], files["train"], found["landmark"], train, recipe.comparisons + 1)
     candidates = {i: [other for other in row if other != i][: recipe.comparisons] for i, row in nearest.items()}
-    photos, others, candidates = features_of(recipe, mirror, files, ("train", "train"), candidates)
-    counts = compare(candidates, photos, others, MATCHING[recipe.extractor], largest_threshold(recipe))
+    counts: dict[str, list[int]] = {}
+    for split in splits:
+        here = set(np.concatenate([outline(path).ids for path in files[split]]).tolist())
+        theirs = {identity: row for identity, row in candidates.items() if identity in here}
+        photos, others, theirs = features_of(recipe, mirror, files, (split, "train"), theirs)
+        counts |= compare(theirs, photos, others, MATCHING[recipe.extractor], largest_threshold(recipe))
     verified = found.assign(inliers=[max(counts[identity], default=0) for identity in found.index])
     truth = {row.Index: [row.truth] if row.shown else [] for row in found.itertuples()}
     table, best = calibrate(verified, truth, largest_threshold(recipe))
     print(table.to_string(float_format="{:.4f}".format))
     shown = int(found["shown"].sum())
-    print(f"{shown:,} held-out train photos, and {len(found) - shown:,} whose landmark was left out, which show none")
+    others = "that show no landmark" if none else "whose landmark was left out"
+    print(f"{shown:,} held-out train photos, and {len(found) - shown:,} {others}")
     print(f"best GAP: --inliers {best}" if best >= 0 else "best GAP: --verify off")
 
 

@@ -80,6 +80,24 @@ def test_held_out_photos_are_predicted_as_a_plain_loop_does(tmp_path):
     pd.testing.assert_frame_equal(again.sort_index(), found.sort_index())
 
 
+def test_photos_that_are_known_to_show_none_take_the_place_of_these(tmp_path):
+    paths, train, embeddings = features_of(tmp_path, np.array([1] * 6 + [2] * 6))
+    random = np.random.default_rng(1).standard_normal((9, 8)).astype(np.float16)
+    none = [f"none{number}" for number in range(9)]
+    save_features(tmp_path / "index.npz", Features(np.array(none), random))
+    given = 10, 0, 1, tmp_path / "held_out.npz", [tmp_path / "index.npz"]
+    found = hold_out(paths, train, *given, none[:7] + ["gone"])
+    others = found[~found["shown"]]
+    assert len(found) == 10 and len(others) == 5 and set(others.index) < set(none[:7])
+    for photo, row in others.iterrows():
+        similarity = random[none.index(photo)].astype(np.float32) @ embeddings.T
+        assert row["landmark"] == train["landmark_id"][similarity.argmax()] and row["truth"] == -1
+        assert row["score"] == pytest.approx(similarity.max(), abs=1e-5)
+    # Listed train photos are not held to be like themselves.
+    found = hold_out(paths, train, *given[:-1], paths, train["id"].tolist()[:3])
+    assert found["score"].max() < 0.999
+
+
 @pytest.mark.parametrize("landmarks", [[1, 1, 1, 1], [1, 2, 3, 4]])
 def test_what_cannot_be_held_out_is_one_clear_line(tmp_path, landmarks):
     paths, train, _ = features_of(tmp_path, landmarks, files=1)

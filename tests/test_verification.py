@@ -364,13 +364,14 @@ def test_what_match_cannot_use_is_one_clear_line(tmp_path, monkeypatch, changed,
 
 @pytest.fixture
 def trained(mirror, tmp_path, monkeypatch):
-    """A work folder after training, whose mirror has no solution, and the embeddings of the train photos in degrees.
+    """A work folder after training; its mirror has no solution and lists no photos of none. Embeddings by degrees:
 
     Landmarks 10 and 20 lie 10 degrees apart and 30 far away, but photos of 30 are 20 degrees from each other: so a
     photo of 10 whose landmark is not known is more like one of 20 than those of 30 are like each other.
     """
     shutil.copytree(mirror.folder, tmp_path / "mirror")
     shutil.rmtree(tmp_path / "mirror/ground_truth")
+    (tmp_path / "mirror/metadata/non_landmarks.csv").unlink()
     work = tmp_path / "work"
     recipes.keep(Recipe(mirror=str(tmp_path / "mirror"), work=work, extractor="sift", inliers=15, local_points=150))
     for name in ("model.keras", "labels.csv"):
@@ -404,6 +405,26 @@ def test_calibrating_needs_no_solution_and_reads_none(trained, capsys):
         path.write_text("no solution")
     verification.calibrate_run(trained)
     assert capsys.readouterr().out == out
+
+
+def test_calibrating_by_photos_that_the_mirror_says_show_none(trained, mirror, monkeypatch, capsys):
+    none = [photo for photo in mirror.ids("index") if photo not in LANDMARK_OF]
+    listed = trained.parent / "mirror/metadata/non_landmarks.csv"
+    listed.write_text("\n".join(["id", *none]) + "\n")
+    embed, rng = ensemble.embed, np.random.default_rng(0)
+    parts = [
+        (shard.ids, rng.standard_normal((len(shard.ids), 2)))
+        for shard in mirror.stream("index", mirror.shard_names("index"))
+    ]
+    index = files_of(trained / "features", "index", parts)
+    monkeypatch.setattr(
+        ensemble, "embed", lambda recipe, mirror, splits: {"index": index} | embed(recipe, mirror, ["train"])
+    )
+    verification.calibrate_run(trained)
+    out = capsys.readouterr().out
+    assert "6 held-out train photos, and 2 that show no landmark" in out
+    kept = [np.load(path).files for path in trained.glob("local/sift/index/*.npz")]
+    assert sorted(sum(kept, [])) == sorted(none)
 
 
 def test_calibrating_with_little_disk(trained, capsys):
