@@ -94,8 +94,9 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:
-    whole_sets = [set(Features._fields[:count]) for count in (2, 4, 6)]  # without head, of earlier releases, today's
-    fitting = set(shapes) in whole_sets and all(len(shape) == DIMENSIONS[name] for name, shape in shapes.items())
+    fitting = {"ids", "embeddings"} <= set(shapes) and all(
+        len(shape) == DIMENSIONS[name] for name, shape in shapes.items()
+    )
     if not fitting or len({shape[0] for shape in shapes.values()}) != 1:
         raise ValueError("its arrays do not match")
 
