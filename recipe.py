@@ -126,7 +126,7 @@ def _validated(settings: dict, source: Path) -> Recipe:
             raise InputError(f"{source}: unknown setting {name}{_suggest(name)}") from error
         value = f" (given: {settings[name]!r})" if name in settings else ""
         raise InputError(
-            f"--{name.replace('_', '-')}: {first['msg']}{value}; see --help".removeprefix("--: ")
+            f"--{name.replace('_', '-')}: {first['msg'].removeprefix('Value error, ')}{value}; see --help".removeprefix("--: ")
         ) from error
 
 
