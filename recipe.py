@@ -125,9 +125,8 @@ def _validated(settings: dict, source: Path) -> Recipe:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: unknown setting {name}{_suggest(name)}") from error
         value = f" (given: {settings[name]!r})" if name in settings else ""
-        raise InputError(
-            f"--{name.replace('_', '-')}: {first['msg'].removeprefix('Value error, ')}{value}; see --help".removeprefix("--: ")
-        ) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"--{name.replace('_', '-')}: {message}{value}; see --help".removeprefix("--: ")) from error
 
 
 def _explain_arguments(message: str) -> str:
