@@ -282,7 +282,7 @@ def many(tmp_path, landmarks, shards=12):
     photos = pd.DataFrame({"landmark_id": np.repeat(10 * np.arange(1, len(landmarks) + 1), landmarks)})
     photos["id"] = list(map(identity, range(len(photos))))
     photos = photos.sort_values("id", ignore_index=True)
-    for number, rows in enumerate(np.array_split(photos["id"], shards)):
+    for number, rows in enumerate(np.array_split(photos["id"].to_numpy(), shards)):
         data = [(one, encoded(np.full((24, 36, 3), number, np.uint8))) for one in rows]
         write_tar(tmp_path / f"many/train/images_{number:03d}.tar", data)
     return photos, FolderMirror(tmp_path / "many")
