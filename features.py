@@ -9,20 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from command import InputError, check_stop
-from files import md5, whole
-from generators import Batches, record_skipped, skipped_photos
-from mirror import Mirror
-from recipe import selected
-from settings import Recipe
-from shards import FolderShard, TarShard
+from generators import Batches
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import md5, whole
+from landmarks.running.recipe import selected
+from landmarks.running.settings import EmbeddingSettings
+from landmarks.running.skipped import record_skipped, skipped_photos
 
 if TYPE_CHECKING:
     import keras
@@ -203,7 +203,17 @@ def outdated(files: dict[str, Path], mirror: Mirror, split: str, made_by: str) -
     return [name for name in files if name not in whole]
 
 
-def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: Mirror, split: str) -> list[Path] | None:
+def embed(
+    predictor: "keras.Model",
+    landmarks: np.ndarray,
+    mirror: Mirror,
+    split: str,
+    work: Path,
+    settings: EmbeddingSettings,
+    image_size: int,
+    batch_size: int,
+    shards: str = "",
+) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
 
     A file notes what it was made from: the photos of its shard (`Mirror.fingerprint`), the split's listing, the model
@@ -211,39 +221,37 @@ def embed(model: "keras.Model", landmarks: np.ndarray, recipe: Recipe, mirror: M
     anew. A photo that is in two shards has features in the first of them alone.
 
     Args:
-        model: with a head over classes, or without one: then there are only embeddings.
+        predictor: as `model.predictor` makes it with these settings, of a model with or without a head.
         landmarks: (classes,) the landmark id of each class.
+        shards: those to embed, like 0:17; all where it is empty.
 
     Returns:
-        One file a shard, in the mirror's order; None while some are missing that `recipe.shards` leaves to other runs.
+        One file a shard, in the mirror's order; None while some are missing that `shards` leaves to other runs.
 
     Raises:
         InputError: an embedding is not finite; nothing is written of that shard.
     """
-    import model as models  # imports Keras, which a command that only reads features need not wait for
-
-    predictor = models.predictor(model, recipe.mirrored)
     names = mirror.shard_names(split)
-    files = {name: recipe.work / "features" / split / f"{name}.npz" for name in names}
+    files = {name: work / "features" / split / f"{name}.npz" for name in names}
     ids = mirror.ids(split)
     listed = set(ids)
-    model_file = recipe.work / "model.keras"
+    model_file = work / "model.keras"
     trained = _md5(*_stamp(model_file)) if model_file.exists() else None
-    made_by = digest(trained, landmarks, recipe.image_size, recipe.mirrored, "\n".join(ids).encode())
+    made_by = digest(trained, landmarks, image_size, settings.mirrored, "\n".join(ids).encode())
     absent = outdated(files, mirror, split, made_by)
-    absent = [name for name in absent if not _adopt(files[name], mirror, split, listed, recipe.work, made_by)]
+    absent = [name for name in absent if not _adopt(files[name], mirror, split, listed, work, made_by)]
     if absent:  # what was left out of a file as another had it may be there no more
         absent = [name for name in names if name in absent or made_from(files[name]).endswith(LESS)]
-    todo = [name for name in absent if name in selected(names, recipe.shards)]
+    todo = [name for name in absent if name in selected(names, shards)]
     for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
-        features = _embed_shard(predictor, landmarks, recipe, split, shard, listed)
+        features = _embed_shard(predictor, landmarks, split, shard, listed, work, image_size, batch_size)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
         print(f"{split}: run again without --shards when the other shards' files are in {files[missing[0]].parent}")
         return None
-    _leave_out_repeated(list(files.values()), split, recipe.work)
+    _leave_out_repeated(list(files.values()), split, work)
     return list(files.values())
 
 
@@ -283,32 +291,33 @@ def _leave_out_repeated(files: list[Path], split: str, work: Path) -> None:
         if those.any():
             features = load_features(path)
             save_features(path, take(features, ~those), made_from(path).removesuffix(LESS) + LESS)
-            shard = SimpleNamespace(name=path.stem, refused=())
             reason = "id is in a shard before this one"
-            record_skipped(work, split, shard, [(identity, reason) for identity in features.ids[those].tolist()])
+            record_skipped(work, split, path.stem, [(identity, reason) for identity in features.ids[those].tolist()])
 
 
 def _embed_shard(
     predictor: "keras.Model",
     landmarks: np.ndarray,
-    recipe: Recipe,
     split: str,
     shard: TarShard | FolderShard,
     listed: set[str],
+    work: Path,
+    image_size: int,
+    batch_size: int,
 ) -> Features:
     import model as models
 
     ids: list[str] = []
     outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    batches = Batches(shard, [photo for photo in shard.ids if photo in listed], recipe.image_size, recipe.batch_size)
+    batches = Batches(shard, [photo for photo in shard.ids if photo in listed], image_size, batch_size)
     for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
         check_stop()
         ids += some_ids
-        for name, array in models.predict(predictor, photos, recipe.batch_size).items():
+        for name, array in models.predict(predictor, photos, batch_size).items():
             if name in outputs:
                 outputs[name].append(array)
-    record_skipped(recipe.work, split, shard, unlisted + batches.unreadable)
+    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *batches.unreadable])
     found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
     embeddings = found.pop("embedding").astype("float16")
     labels = {  # classes to landmark ids, and their scores
@@ -316,14 +325,14 @@ def _embed_shard(
         for name, array in found.items()
     }
     features = Features(np.array(ids, dtype=str), embeddings, **labels)
-    require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, recipe))
+    require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, work))
     return features
 
 
-def _what_is_spoilt(predictor: "keras.Model", recipe: Recipe) -> str:
+def _what_is_spoilt(predictor: "keras.Model", work: Path) -> str:
     from keras import ops
 
-    path = recipe.work / "model.keras"
+    path = work / "model.keras"
     if not all(np.isfinite(ops.convert_to_numpy(ops.cast(weight, "float32"))).all() for weight in predictor.weights):
         return f"weights of {path} are not finite either: delete it and train again with a lower --learning-rate"
-    return f"the layers overflow in {recipe.precision}: train in another --work with --precision float32"
+    return "the layers overflow in their --precision: train in another --work with --precision float32"

@@ -1,36 +1,15 @@
 """A shard to batches: decode in threads, shuffle, and stay a few batches ahead of the accelerator."""
 
-import csv
-import io
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from images import UnreadablePhoto, decode
-from shards import FolderShard, TarShard
-from threads import cores
+from landmarks.mirrors.images import UnreadablePhoto, decode
+from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.running.threads import in_threads
 
 BATCHES_AHEAD = 3
-
-
-def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
-    """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
-    waiting = iter(items)
-    pool = ThreadPoolExecutor(threads or cores())
-    try:
-        results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
-        while results:
-            yield results.popleft().result()
-            results.extend(pool.submit(function, item) for item in islice(waiting, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def shuffled(count: int, seed: int, mini_epoch: int) -> np.ndarray:
@@ -71,28 +50,3 @@ class Batches:
             return identity, decode(self.shard.read(identity), self.size)
         except (OSError, UnreadablePhoto) as error:
             return identity, str(error)
-
-
-def record_skipped(work: Path, split: str, shard: TarShard | FolderShard, unreadable: list[tuple[str, str]]) -> None:
-    """Add what was passed over in a shard, photos and members, to `work/skipped.csv`, and name the first new one."""
-    path = work / "skipped.csv"
-    known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
-    lines = []
-    for name, reason in [*shard.refused, *unreadable]:
-        row = io.StringIO()
-        csv.writer(row, lineterminator="").writerow([split, shard.name, ascii(name)[1:-1], " ".join(reason.split())])
-        lines.append(row.getvalue())
-    new = [line for line in dict.fromkeys(lines) if line not in known]
-    if new:
-        with open(path, "a", encoding="utf8") as file:
-            file.write("".join(line + "\n" for line in ([] if known else ["split,shard,name,reason"]) + new))
-        tqdm.write(f"warning: {len(new)} passed over in {split}/{shard.name} (see {path}), first {new[0]}", sys.stderr)
-
-
-def skipped_photos(work: Path, split: str, name: str) -> set[str]:
-    """What `record_skipped` has noted of a shard: photos and members."""
-    path = work / "skipped.csv"
-    if not path.exists():
-        return set()
-    with open(path, newline="", encoding="utf8") as file:
-        return {row[2] for row in csv.reader(file) if row[:2] == [split, name]}

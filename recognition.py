@@ -13,96 +13,80 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import command
-import metrics
-import nonlandmarks
-import recipe as recipes
-import submission
-from files import make_writable, whole
-from mirror import Mirror, open_mirror
-from nonlandmarks import References
-from selection import train_photos
-from settings import Recipe
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.open import open_mirror
+from landmarks.neighbours import nonlandmarks, penalty, rerank, voting
+from landmarks.neighbours.nonlandmarks import References
+from landmarks.running import command
+from landmarks.running import recipe as recipes
+from landmarks.running.files import make_writable, whole
+from landmarks.running.recipe import Recipe
+from landmarks.scoring import scores, submissions
 
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
-    if recipe.time_limit:
-        command.limit_time(recipe.time_limit)
-    make_writable(recipe.work)
-    mirror = open_mirror(recipe.mirror, recipe.work / "mirror", recipe.ahead, recipe.strict_md5, recipe.seed)
+    run, verifies = recipe.run, recipe.verification.verify != "off"
+    if run.time_limit:
+        command.limit_time(run.time_limit)
+    make_writable(run.work)
+    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
     mirror.require("train", "test")
-    references = nonlandmarks.references(recipe.non_landmarks, mirror)
+    references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
 
     command.prepare_backend()
-    import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
+    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    if recipe.verify != "off":
-        import verification
+    if verifies:
+        from landmarks.local_features import decision
 
-        verification.require(recipe)  # before training, not after it
-    recipes.keep(recipe)
-    if not recipe.models:
+        decision.require(run, recipe.model, recipe.verification)  # before training, not after it
+    recipe.keep()
+    if not run.models:
         train_model(recipe, mirror)
-    splits = ["test"] if recipe.recognizer == "head" and recipe.verify == "off" else ["test", "train"]
+    splits = ["test"] if recipe.recognition.recognizer == "head" and not verifies else ["test", "train"]
     splits += [split for group in references for split in group.splits if split not in splits]
-    files = ensemble.embed(recipe, mirror, splits)
+    files = ensemble.embed(run, mirror, splits)
     if files is None:
         return
-    references = at_hand(recipe, mirror, files, references)
+    references = nonlandmarks.located(references, files, mirror.train(), run.index_parts, run.work / "penalty")
     found = predict(recipe, mirror, files, references)
-    if recipe.verify != "off":
-        found = verification.verify(recipe, mirror, files, found)
-    submission_csv = recipe.work / "recognition.csv"
-    submission.write_recognition(
+    if verifies:
+        found = decision.verify(run, recipe.verification, mirror, files, found)
+    submission_csv = run.work / "recognition.csv"
+    submissions.write_recognition(
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
     )
     print(f"{submission_csv}: {len(found):,} predictions")
-    metrics.write_scores(
+    scores.write_scores(
         "recognition",
         submission_csv,
         mirror.solution("recognition"),
-        recipe.work / "recognition.metrics.json",
-        references=references,
+        run.work / "recognition.metrics.json",
+        unscored=nonlandmarks.serving_themselves(references),
     )
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
     """Train the model in the work folder, or train it further, unless it is finished."""
     import model as models
-    import training
-    import validation
+    from landmarks.training import selection, validation
+    from landmarks.training.run import train
 
-    path = recipe.work / "model.keras"
+    work = recipe.run.work
+    path = work / "model.keras"
     if not path.exists():
-        photos = train_photos(recipe, mirror)
-        landmarks = training.select_classes(photos, recipe.min_images, recipe.exclude)
-        with whole(recipe.work / "labels.csv") as part:
+        photos = selection.train_photos(recipe.photos, mirror, work)
+        landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+        with whole(work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
-        model = training.train(recipe, mirror, photos, landmarks)
-        shutil.rmtree(recipe.work / "features", ignore_errors=True)  # of a model that was here before
-        (recipe.work / "delf.keras").unlink(missing_ok=True)
+        model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
+        shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
+        (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
         for name in ("checkpoint.keras", "best.keras"):
-            (recipe.work / name).unlink(missing_ok=True)
-        validation.clear(recipe.work)
-
-
-def at_hand(
-    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
-) -> list[References]:
-    """The references, with photos far from every landmark where the mirror names none; empty without any."""
-    import penalty
-
-    found = []
-    for group in references:
-        if group.ids is None:
-            group = penalty.find_far(group, files, mirror.train(), recipe.index_parts, recipe.work / "penalty")
-        found.append(group)
-    if not all(group.ids for group in found):
-        print("no photos of no landmark are at hand: no penalty is taken")
-        return []
-    return found
+            (work / name).unlink(missing_ok=True)
+        validation.clear(work)
 
 
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:
@@ -112,51 +96,19 @@ def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], refere
         files: the features of each split that is needed.
         references: the photos of no landmark that the setting `penalty` takes.
     """
-    import rerank
-    import voting
-
-    if recipe.recognizer == "head":
+    settings = recipe.recognition
+    if settings.recognizer == "head":
         found = voting.head(files["test"])
     else:
-        found = predict_by_similarity(recipe, mirror, files, references)
-    if recipe.most_predicted:
+        from landmarks.training.selection import voters
+
+        voting_photos = voters(settings.vote_all, recipe.photos, mirror, recipe.run.folders[0])
+        found = penalty.recognise(settings, recipe.run, files, voting_photos, references)
+    if settings.most_predicted:
         found["score"] = rerank.frequent_as_nonlandmark(
-            found["landmark"].to_numpy(), found["score"].to_numpy(), recipe.most_predicted
+            found["landmark"].to_numpy(), found["score"].to_numpy(), settings.most_predicted
         )
     return found
-
-
-def predict_by_similarity(
-    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]
-) -> pd.DataFrame:
-    """As `predict`, by the nearest train photos or class centres: vote, blend with the head, penalty."""
-    import penalty
-    import selection
-    import voting
-
-    how = penalty.penalty(recipe.penalty, recipe.votes, recipe.vote_power)
-    train_files, train = voting.gallery(recipe, mirror, files["train"])
-    kept = recipe.work / "neighbours"
-    keep = kept / f"test-by-{recipe.recognizer}"
-    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, how.depth, recipe.index_parts, keep)
-    head = voting.head_scores(files["test"]) if recipe.blend else None
-    if not references:
-        landmark, score = voting.vote(neighbours, train_landmark, how.votes, how.power, head, recipe.blend)
-        return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
-    served = []
-    for number, group in enumerate(references):
-        path = recipe.work / "non_landmarks.npz"
-        nonlandmarks.write_features([file for split in group.splits for file in files[split]], group.ids, path)
-        weight = recipe.penalty_weight or penalty.choose_weight(
-            how, files["train"], selection.voters(recipe, mirror), path, recipe.index_parts, recipe.work / "penalty"
-        )
-        of_train = None
-        if how.of_train:
-            of_train = penalty.likeness(train_files, path, how.of_train, kept / f"train-in-nonlandmarks-{number}")
-        of_test = penalty.likeness(files["test"], path, how.of_queries, kept / f"test-in-nonlandmarks-{number}")
-        found = penalty.penalise(neighbours, train_landmark, how, weight, of_test, of_train, head, recipe.blend)
-        served.append(found[found.index.isin(group.serve)])
-    return pd.concat(served)
 
 
 if __name__ == "__main__":

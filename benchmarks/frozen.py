@@ -12,21 +12,18 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import command
+from landmarks.running import command
 
 command.prepare_backend()
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import features  # noqa: E402
-import metrics  # noqa: E402
-import model as models  # noqa: E402
-import rerank  # noqa: E402
-import search  # noqa: E402
-import submission  # noqa: E402
-import voting  # noqa: E402
-from mirror import open_mirror  # noqa: E402
-from settings import Recipe  # noqa: E402
+import features
+import model as models
+from landmarks.mirrors.open import open_mirror
+from landmarks.neighbours import rerank, search, voting
+from landmarks.running.settings import EmbeddingSettings, ModelSettings
+from landmarks.scoring import scores, submissions
 
 
 def main() -> None:
@@ -41,21 +38,25 @@ def main() -> None:
 
 def measure(source: str, image_size: int, work: Path) -> None:
     mirror = open_mirror(source, work / "mirror")
-    recipe = Recipe(work=work, image_size=image_size, crop=1, mirrored=False)
-    model = models.build_model(2, pooling="gem")  # the head is not used
-    files = {split: features.embed(model, np.arange(2), recipe, mirror, split) for split in ("train", "index", "test")}
+    frozen = models.build_model(2, ModelSettings(pooling="gem"))  # the head is not used
+    settings = EmbeddingSettings(mirrored=False)
+    predictor = models.predictor(frozen, settings.mirrored)
+    files = {
+        split: features.embed(predictor, np.arange(2), mirror, split, work, settings, image_size, batch_size=32)
+        for split in ("train", "index", "test")
+    }
     nearest = {
         split: voting.recognise(files[split], files["train"], mirror.train(), votes=1, power=1, parts=1)
         for split in ("index", "test")
     }
-    submission.write_recognition(
+    submissions.write_recognition(
         work / "recognition.csv",
         mirror.ids("test"),
         nearest["test"]["landmark"].to_dict(),
         nearest["test"]["score"].to_dict(),
     )
     print("recognition by the nearest train photo")
-    metrics.write_scores(
+    scores.write_scores(
         "recognition", work / "recognition.csv", mirror.solution("recognition"), work / "recognition.metrics.json"
     )
 
@@ -67,11 +68,11 @@ def measure(source: str, image_size: int, work: Path) -> None:
     for name, neighbours in (("retrieval-plain", plain), ("retrieval", rerank.same_landmark(labelled))):
         ids, positions = neighbours.query_ids.tolist(), neighbours.positions[:, :100]
         rows = dict(zip(ids, (neighbours.index_ids[row[row >= 0]].tolist() for row in positions), strict=True))
-        submission.write_retrieval(
+        submissions.write_retrieval(
             work / "retrieval.csv", mirror.ids("test"), (rows.get(photo, []) for photo in mirror.ids("test"))
         )
         print("plain" if neighbours is plain else "re-ranked")
-        metrics.write_scores(
+        scores.write_scores(
             "retrieval", work / "retrieval.csv", mirror.solution("retrieval"), work / f"{name}.metrics.json"
         )
 

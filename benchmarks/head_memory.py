@@ -21,13 +21,13 @@ DIMENSION, CENTRES, BATCH = 512, 3, 64
 
 def peak(landmarks: int) -> float:
     """GB at most resident in this process after two steps of a head over so many landmarks."""
-    import command
+    from landmarks.running import command
 
     command.prepare_backend()
     import keras
 
-    from losses import ArcFace
-    from model import CosineHead
+    from landmarks.networks.layers import CosineHead
+    from landmarks.networks.losses import ArcFace
 
     embeddings = keras.Input((DIMENSION,))
     model = keras.Model(embeddings, CosineHead(landmarks, CENTRES)(embeddings))

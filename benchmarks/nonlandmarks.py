@@ -6,8 +6,8 @@ From the features in finished work folders, whose mirror has a recognition solut
 landmark stay, and so many with one are drawn that the share is met; the references are the other half's photos of no
 landmark. A row is the mean over the draws, with the standard deviation between them.
 
-The sample has 100 test photos of no landmark; one with more: python -c "import sample, pathlib;
-sample.make_sample(pathlib.Path('crowd'), others=2000)".
+The sample has 100 test photos of no landmark; one with more: python -c "import pathlib;
+from landmarks.mirrors.open import make_sample; make_sample(pathlib.Path('crowd'), others=2000)".
 """
 
 import argparse
@@ -23,15 +23,15 @@ import pandas as pd
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `nonlandmarks` is not this file
 
-import command  # noqa: E402
-import metrics  # noqa: E402
-import nonlandmarks  # noqa: E402
-import recipe as recipes  # noqa: E402
-import recognition  # noqa: E402
-import rerank  # noqa: E402
-import submission  # noqa: E402
-from command import InputError  # noqa: E402
-from mirror import open_mirror  # noqa: E402
+import recognition
+from landmarks.mirrors.open import open_mirror
+from landmarks.neighbours import nonlandmarks, rerank
+from landmarks.neighbours.nonlandmarks import References
+from landmarks.running import command
+from landmarks.running import recipe as recipes
+from landmarks.running.command import InputError
+from landmarks.running.settings import RecognitionSettings
+from landmarks.scoring import measures, solutions
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
 
 def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
     recipe = recipes.load(["--work", str(work)])
-    mirror = open_mirror(recipe.mirror, work / "mirror", seed=recipe.seed)
+    mirror = open_mirror(recipe.photos.mirror, work / "mirror", seed=recipe.training.seed)
     references = nonlandmarks.references("other-half", mirror)
     files = {
         split: [work / f"features/{split}/{name}.npz" for name in mirror.shard_names(split)]
@@ -57,13 +57,25 @@ def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
     }
     if absent := [path for paths in files.values() for path in paths if not path.exists()]:
         raise InputError(f"there is no {absent[0]}: run recognition.py --work {work} --recognizer neighbours first")
-    plain = {"recognizer": "neighbours", "penalty": "none", "non_landmarks": "", "blend": 0.0, "most_predicted": 0}
-    found = {"without penalty": recognition.predict(recipe.model_copy(update=plain), mirror, files, [])}
+    before = recipe.recognition
+
+    def predict(penalty: str, weight: float, references: list[References]) -> pd.DataFrame:
+        settings = RecognitionSettings(
+            recognizer="neighbours",
+            votes=before.votes,
+            vote_power=before.vote_power,
+            vote_all=before.vote_all,
+            penalty=penalty,
+            penalty_weight=weight,
+            non_landmarks="other-half" if references else "",
+        )
+        return recognition.predict(recipe.model_copy(update={"recognition": settings}), mirror, files, references)
+
+    found = {"without penalty": predict("none", 1.0, [])}
     for penalty, weight in product(("published", "winners"), (1.0, 0.5)):
-        settings = {**plain, "penalty": penalty, "penalty_weight": weight, "non_landmarks": "other-half"}
         name = penalty + f", weight {weight}" * (weight != 1)
-        found[name] = recognition.predict(recipe.model_copy(update=settings), mirror, files, references)
-    solution = submission.read_recognition_solution(mirror.solution("recognition"))
+        found[name] = predict(penalty, weight, references)
+    solution = solutions.read_recognition_solution(mirror.solution("recognition"))
     for half in ("public", "private"):
         truth = getattr(solution, half)
         drawn = list(test_sets(truth, share, draws))
@@ -92,7 +104,7 @@ def scores(table: pd.DataFrame, photos: list[str], truth: dict[str, list[int]], 
         score = rerank.frequent_as_nonlandmark(table["landmark"].to_numpy(), score, most)
     predictions = dict(zip(table.index, zip(table["landmark"].tolist(), score.tolist(), strict=True), strict=True))
     solution = {photo: truth[photo] for photo in photos}
-    return metrics.gap(predictions, solution), metrics.top1_accuracy(predictions, solution)
+    return measures.gap(predictions, solution), measures.top1_accuracy(predictions, solution)
 
 
 def print_row(name: str, figures: list[tuple[float, float]]) -> None:

@@ -22,10 +22,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the project
 
-from calibration import calibrate  # noqa: E402
-from mirror import open_mirror  # noqa: E402
-from submission import read_recognition_solution  # noqa: E402
-from tables import read_table  # noqa: E402
+from landmarks.local_features.calibration import calibrate
+from landmarks.mirrors.open import open_mirror
+from landmarks.mirrors.tables import read_table
+from landmarks.scoring.solutions import read_recognition_solution
 
 RECIPES = {
     "bottleneck": "small-bottleneck", "softmax": "small", "triplet": "small-triplet", "ArcFace": "small-arcface"

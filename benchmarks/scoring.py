@@ -18,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import metrics
-import submission
+from landmarks.scoring import solutions, submissions
 
 INDEX_IMAGES = 761_757
 LANDMARKS = 203_094
@@ -61,20 +60,20 @@ def main() -> None:
         scores = {identity: generator.random() for identity in test_ids}
 
         with seconds(f"write {rows:,} recognition rows"):
-            submission.write_recognition(recognition, test_ids, landmarks, scores)
+            submissions.write_recognition(recognition, test_ids, landmarks, scores)
         with seconds("score them"):
-            metrics.score_recognition(recognition, recognition_solution)
+            scores.score_recognition(recognition, recognition_solution)
         with seconds(f"write {rows:,} retrieval rows (draws them)"):
-            submission.write_retrieval(retrieval, test_ids, neighbours())
+            submissions.write_retrieval(retrieval, test_ids, neighbours())
         with seconds("check them"):
-            assert not submission.check("retrieval", retrieval, test_ids, index_ids)
+            assert not submissions.check("retrieval", retrieval, test_ids, index_ids)
         with seconds("read their solution"):
-            solution = submission.read_retrieval_solution(retrieval_solution)
+            solution = solutions.read_retrieval_solution(retrieval_solution)
         with seconds("read them"):
-            submission.read_retrieval(retrieval, solution)
+            submissions.read_retrieval(retrieval, solution)
         del solution
         with seconds("read both and score"):
-            metrics.score_retrieval(retrieval, retrieval_solution)
+            scores.score_retrieval(retrieval, retrieval_solution)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

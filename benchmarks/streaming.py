@@ -23,7 +23,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from shards import write_tar  # noqa: E402
+from landmarks.mirrors.shards import write_tar
 
 
 def make_mirror(folder: Path, shards: int, photos: int) -> None:

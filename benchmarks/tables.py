@@ -21,7 +21,7 @@ import pandas as pd
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `tables` is not this file
 
-from mirror import FolderMirror  # noqa: E402
+from landmarks.mirrors.folder import FolderMirror
 
 WAYS = ("rows", "again", "is_unique")
 

@@ -14,10 +14,12 @@ import pytest
 import tenacity
 from PIL import Image
 
-import command
-import convert
-import download
 from features import Features, save_features
+from landmarks.mirrors import build, download
+from landmarks.running import command
+from landmarks.running.recipe import Recipe, from_flat
+
+ROOT = Path(__file__).resolve().parents[1]  # of the project
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,6 +30,12 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and "NO_SKIPPED_PACKAGE" in os.environ and ("pip install" in reason or "import" in reason):
         report.outcome = "failed"
     return report
+
+
+def recipe_with(base: Recipe | None = None, **settings) -> Recipe:
+    """A recipe, the default one if none is given, with other settings, by name."""
+    before = {name: value for _, section in base or Recipe() for name, value in section}
+    return from_flat({**before, **settings}, Path("test"))
 
 
 def jpeg(seed: int, size=(40, 30), **options) -> bytes:
@@ -66,7 +74,7 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
         Image.fromarray(noise.astype(np.uint8)).save(encoded, "JPEG")
         return encoded.getvalue()
 
-    convert.build_mirror(
+    build.build_mirror(
         photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)}
     )
     return out

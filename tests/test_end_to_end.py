@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_mirror
+from conftest import ROOT, make_mirror
 
 from features import load_features, save_features
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = [
     "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from conftest import identity, jpeg, make_mirror
 
-from command import InputError
-from features import Features, embed, load_features, prepare_folder, save_features, take
-from mirror import open_mirror
-from settings import Recipe
-from shards import TarShard, write_tar
+import features
+import model as models
+from features import Features, load_features, prepare_folder, save_features, take
+from landmarks.mirrors.open import open_mirror
+from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.running.command import InputError
+from landmarks.running.settings import EmbeddingSettings
 
 FEATURES = Features(
     ids=np.array(["abc1", "abc2"]),
@@ -128,11 +130,16 @@ def tree(out, split, count, first=0):
     return ids
 
 
+def embed(model, mirror, split, work, mirrored=True, image_size=32, shards=""):
+    predictor = models.predictor(model, mirrored)
+    settings = EmbeddingSettings(mirrored=mirrored)
+    return features.embed(predictor, np.array([10, 20]), mirror, split, work, settings, image_size, 4, shards)
+
+
 def embedded(model, out, work, split="test", **settings):
     """The ids that have features, and how many shards were embedded now."""
-    recipe = Recipe(work=work, image_size=32, batch_size=4, **settings)
     made = {path: path.stat().st_ino for path in work.glob("features/*/*.npz")}
-    files = embed(model, np.array([10, 20]), recipe, open_mirror(str(out)), split)
+    files = embed(model, open_mirror(str(out)), split, work, **settings)
     ids = [photo for path in files for photo in load_features(path).ids.tolist()]
     return ids, sum(path.stat().st_ino != made.get(path) for path in files)
 
@@ -184,10 +191,9 @@ def test_a_photo_in_two_shards_has_one_row(tmp_path):
     with closing(TarShard(second)) as shard:
         write_tar(second, [*((photo, shard.read(photo)) for photo in shard.ids), photos[0]])
     listed = open_mirror(str(out)).ids("test")
-    recipe = Recipe(work=tmp_path / "work", image_size=32, batch_size=4)
-    some = recipe.model_copy(update={"shards": "1:2"})
-    assert embed(colours(), np.array([10, 20]), some, open_mirror(str(out)), "test") is None
-    files = embed(colours(), np.array([10, 20]), recipe, open_mirror(str(out)), "test")
+    mirror, work = open_mirror(str(out)), tmp_path / "work"
+    assert embed(colours(), mirror, "test", work, shards="1:2") is None
+    files = embed(colours(), mirror, "test", work)
     assert photos[0][0] in load_features(files[0]).ids and photos[0][0] not in load_features(files[1]).ids
     assert sorted(photo for path in files for photo in load_features(path).ids) == sorted(listed)
     assert f"images_001,{photos[0][0]},id is in a shard before" in (tmp_path / "work/skipped.csv").read_text()
@@ -214,8 +220,7 @@ def test_embeddings_that_are_not_finite_are_told_and_not_written(tmp_path):
 def test_embedding_with_and_without_a_head(tmp_path, has_head):
     mirror = open_mirror(str(make_mirror(tmp_path / "mirror", landmarks=2, train=1, index=0, test=3, others=0)))
     model = colours(has_head)
-    recipe = Recipe(work=tmp_path / "work", image_size=32, batch_size=4)
-    found = [load_features(path) for path in embed(model, np.array([10, 20]), recipe, mirror, "test")]
+    found = [load_features(path) for path in embed(model, mirror, "test", tmp_path / "work")]
     assert sorted(i for part in found for i in part.ids) == sorted(mirror.ids("test"))
     for part in found:
         assert part.embeddings.shape == (len(part.ids), 3) and part.embeddings.dtype == np.float16

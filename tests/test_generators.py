@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from conftest import identity, jpeg
 
-from generators import Batches, in_threads, record_skipped, shuffled
-from images import decode
-from shards import TarShard, write_tar
+from generators import Batches, shuffled
+from landmarks.mirrors.images import decode
+from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.running.skipped import record_skipped
+from landmarks.running.threads import in_threads
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_in_threads_raises_what_the_function_raises_and_stops():
 def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
     shard.refused.append(("../evil,\n\x1b[31m.jpg", "not named a/b/c/ID.jpg"))
     for _ in range(2):
-        record_skipped(tmp_path, "test", shard, [("abc1", "broken\nline")])
+        record_skipped(tmp_path, "test", shard.name, [*shard.refused, ("abc1", "broken\nline")])
     lines = (tmp_path / "skipped.csv").read_text().splitlines()
     assert lines[0] == "split,shard,name,reason"
     assert len(lines) == 3

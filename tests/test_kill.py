@@ -3,9 +3,9 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from conftest import ROOT
+
 SETTINGS = [
     "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--bottleneck-epochs=1", "--verify=lower", "--extractor=sift", "--query-expansion=1",

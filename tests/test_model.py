@@ -2,24 +2,30 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from keras import ops
 
 import model as models
-from command import InputError
-from model import GeM, Normalization, RandomCropFlip
+from landmarks.networks import layers
+from landmarks.networks.layers import GeM, Normalization, RandomCropFlip
+from landmarks.running.command import InputError
+from landmarks.running.settings import ModelSettings
 
 BACKBONE = 3  # after the input, the augmentation and the normalization
-SMALL = {"classes": 5, "backbone": "MobileNet", "weights": "none"}
+
+
+def build_small(seed=0, **settings):
+    given = {"backbone": "MobileNet", "weights": "none", "crop": 1.0, "pooling": "gem"} | settings
+    return models.build_model(5, ModelSettings(**given), seed)
 
 
 @pytest.fixture(scope="module")
 def small_model():
-    return models.build_model(**SMALL, crop_size=32, pooling="gem")
+    return build_small(image_size=40, crop=0.8)
 
 
 def photos(count=4, size=40):
@@ -138,7 +144,7 @@ def test_saved_and_loaded_it_predicts_the_same_on_every_back_end(small_model, tm
             continue
         out = tmp_path / f"{backend}.npy"
         subprocess.run(
-            [sys.executable, "-c", program, Path(models.__file__).parent, path, out],
+            [sys.executable, "-c", program, ROOT, path, out],
             env=os.environ | {"KERAS_BACKEND": backend}, check=True,
         )  # fmt: skip
         np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
@@ -149,27 +155,26 @@ def test_weights_come_from_a_model_of_ours_or_a_weights_file(small_model, tmp_pa
     small_model.layers[BACKBONE].save_weights(tmp_path / "base.weights.h5")
     expected = small_model.layers[BACKBONE].get_weights()
     for name in ("model.keras", "base.weights.h5"):
-        other = models.build_model(**SMALL | {"weights": str(tmp_path / name), "seed": 1})
+        other = build_small(seed=1, weights=str(tmp_path / name))
         for ours, theirs in zip(expected, other.layers[BACKBONE].get_weights(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def test_frozen_batch_normalisation(small_model, tmp_path):
     models.save(small_model, tmp_path / "model.keras")
-    pretrained = SMALL | {"weights": str(tmp_path / "model.keras")}
-    model = models.build_model(**pretrained, freeze_batch_norm=True)
+    model = build_small(weights=str(tmp_path / "model.keras"), freeze_batch_norm=True)
     norms = [layer for layer in model.layers[BACKBONE].layers if "BatchNorm" in type(layer).__name__]
     assert norms
     assert not any(layer.trainable for layer in norms)
     assert not any(weight.path.endswith("gamma") for weight in model.trainable_weights)
-    fresh = models.build_model(**SMALL, freeze_batch_norm=True)  # random weights need it to learn at all
+    fresh = build_small(freeze_batch_norm=True)  # random weights need it to learn at all
     assert any(weight.path.endswith("gamma") for weight in fresh.trainable_weights)
 
 
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_ends_in_float32(precision):
     try:
-        model = models.build_model(**SMALL, precision=precision)
+        model = build_small(precision=precision)
     finally:
         keras.mixed_precision.set_global_policy("float32")
     assert model.layers[BACKBONE].compute_dtype == precision.removeprefix("mixed_")
@@ -178,12 +183,12 @@ def test_mixed_precision_ends_in_float32(precision):
 
 def test_what_cannot_be_built_is_named(tmp_path):
     with pytest.raises(InputError, match="ResNet5.*did you mean ResNet50"):
-        models.build_model(5, "ResNet5")
+        build_small(backbone="ResNet5")
     with pytest.raises(InputError, match="nowhere.h5.*neither imagenet, none, nor a file"):
-        models.build_model(5, "MobileNet", weights="nowhere.h5")
+        build_small(weights="nowhere.h5")
     (tmp_path / "x.h5").write_bytes(b"no weights")
     with pytest.raises(InputError, match="x.h5 does not hold weights"):
-        models.build_model(5, "MobileNet", weights=str(tmp_path / "x.h5"))
+        build_small(weights=str(tmp_path / "x.h5"))
     (tmp_path / "model.keras").write_bytes(b"no model")
     with pytest.raises(InputError, match="model.keras is not a model"):
         models.load(tmp_path / "model.keras")
@@ -200,7 +205,7 @@ def test_a_model_with_code_inside_is_not_loaded(tmp_path):
 
 
 def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
-    head = models.CosineHead(classes=4, centres=3)
+    head = layers.CosineHead(classes=4, centres=3)
     embeddings = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
     found = ops.convert_to_numpy(head(embeddings))
     centres = ops.convert_to_numpy(head.kernel).reshape(6, 3, 4)
@@ -214,7 +219,7 @@ def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
 
 
 def test_an_arcface_model_gives_cosines_and_its_embedding():
-    model = models.build_model(**SMALL, loss="arcface", embedding_size=16)
+    model = build_small(loss="arcface", embedding_size=16)
     assert model.get_layer("embedding").output.shape == (None, 16)
     found = models.predict(models.predictor(model), photos(), 4)
     cosines = ops.convert_to_numpy(model(photos()))
@@ -225,7 +230,7 @@ def test_an_arcface_model_gives_cosines_and_its_embedding():
 
 
 def test_a_triplet_model_has_embeddings_alone(tmp_path):
-    model = models.build_model(**SMALL, loss="triplet", embedding_size=16)
+    model = build_small(loss="triplet", embedding_size=16)
     models.save(model, tmp_path / "model.keras")
     found = models.predict(models.predictor(models.load(tmp_path / "model.keras")), photos(), 4)
     assert list(found) == ["embedding"]

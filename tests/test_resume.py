@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from features import load_features
-
-ROOT = Path(__file__).parent.parent
 
 # Stops within a mini-epoch, between the two steps of an accumulated one, and goes on in a process whose Keras has never
 # heard of the run's precision; stops once more, since a checkpoint of a resumed run is saved from a loaded model.
 PROGRAM = """
 import itertools, json, sys
 from pathlib import Path
-import command
+from landmarks.running import command
 command.prepare_backend()
 import keras, numpy as np
-import features, model, training
-from mirror import open_mirror
-from recipe import load
+import features, model
+from landmarks.mirrors.open import open_mirror
+from landmarks.running.recipe import load
+from landmarks.training import run as training
 
 mirror, folder, precisions, parts = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","), json.loads(sys.argv[4])
-step = training.Run._train
+step, classes = training.Trainer._train, np.array([10, 20, 30])
 
 def backbone(*_):
     photos = keras.Input((None, None, 3))
@@ -35,7 +35,7 @@ def backbone(*_):
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
     return keras.Model(photos, x, name="tiny"), lambda x: x / 255
 
-model._build_backbone = backbone
+model.build_backbone = backbone
 for precision, loss, (part, stops) in itertools.product(precisions, ("softmax", "arcface", "triplet"), parts):
     keras.mixed_precision.set_global_policy("float32")
     work = folder / part / precision / loss
@@ -52,12 +52,13 @@ for precision, loss, (part, stops) in itertools.product(precisions, ("softmax", 
             command.stop_event.set()
         return step(run, *arguments)
 
-    training.Run._train = train
-    source = open_mirror(recipe.mirror)
+    training.Trainer._train = train
+    source = open_mirror(mirror)
     try:
-        trained = training.train(recipe, source, source.train(), np.array([10, 20, 30]))
+        trained = training.train(recipe.run, recipe.model, recipe.training, source, source.train(), classes)
         np.savez(work / "weights.npz", *trained.get_weights())
-        features.embed(trained, np.array([10, 20, 30]), recipe, source, "test")
+        predictor = model.predictor(trained, recipe.embedding.mirrored)
+        features.embed(predictor, classes, source, "test", work, recipe.embedding, image_size=32, batch_size=3)
     except command.Stopped:
         command.stop_event.clear()
 """

@@ -7,13 +7,13 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import mirror_of, write_features
+from conftest import mirror_of, recipe_with, write_features
 
-from nonlandmarks import References
+from landmarks.neighbours.nonlandmarks import References
+from landmarks.neighbours.search import Neighbours
+from landmarks.running.settings import RetrievalSettings, RunSettings
 from recognition import predict
 from retrieval import bring_nearer, find, labels, write_submission
-from search import Neighbours
-from settings import Recipe
 
 
 def at(*degrees):
@@ -35,19 +35,19 @@ def test_labels_and_how_sure_they_are(tmp_path):
         "train": write_features(tmp_path, "train", at(10, 20, 80)),
     }
     mirror = mirror_of([5, 5, 6])
-    query, index = labels(Recipe(work=tmp_path), mirror, files)
+    query, index = labels(recipe_with(work=tmp_path), mirror, files)
     assert query["landmark"].to_dict() == {"test0": 5, "test1": 6} and index["landmark"].to_dict() == {"index0": 6}
     np.testing.assert_allclose(query["score"], [cosine(10), 0], atol=1e-6)  # cos(100) says nothing
     np.testing.assert_allclose(index["score"], [cosine(20)], atol=1e-6)
     # The sum of the votes of 3, divided by 3, and its power mean.
-    query, _ = labels(Recipe(work=tmp_path, votes=3), mirror, files)
+    query, _ = labels(recipe_with(work=tmp_path, votes=3), mirror, files)
     np.testing.assert_allclose(query["score"]["test0"], (cosine(10) + cosine(20)) / 3, atol=1e-6)
-    query, _ = labels(Recipe(work=tmp_path, votes=3, vote_power=2), mirror, files)
+    query, _ = labels(recipe_with(work=tmp_path, votes=3, vote_power=2), mirror, files)
     np.testing.assert_allclose(query["score"]["test0"], np.sqrt((cosine(10) ** 2 + cosine(20) ** 2) / 3), atol=1e-6)
-    published = Recipe(work=tmp_path, votes=3, vote_power=2, rerank_by="soft")  # the nearest one's cosine
+    published = recipe_with(work=tmp_path, votes=3, vote_power=2, rerank_by="soft")  # the nearest one's cosine
     query, index = labels(published, mirror, files)
     np.testing.assert_allclose([query["score"]["test0"], *index["score"]], [cosine(10), cosine(20)], atol=1e-6)
-    recipe = Recipe(work=tmp_path, recognizer="centres", votes=3, exclude=[6])
+    recipe = recipe_with(work=tmp_path, recognizer="centres", votes=3, exclude=[6])
     _, index = labels(recipe, mirror, files)
     assert index["landmark"].to_dict() == {"index0": 5}
     np.testing.assert_allclose(index["score"], [cosine(45)], atol=1e-6)
@@ -58,7 +58,7 @@ def test_labels_of_the_head(tmp_path):
         name: write_features(tmp_path, name, at(0, 90), np.array(landmark), np.array(score, np.float32))
         for name, landmark, score in (("test", [5, 6], [0.5, 0.25]), ("index", [6, 6], [1, 0.125]))
     }
-    query, index = labels(Recipe(work=tmp_path, recognizer="head", votes=3), mirror_of([]), files)
+    query, index = labels(recipe_with(work=tmp_path, recognizer="head", votes=3), mirror_of([]), files)
     assert query["landmark"].tolist() == [5, 6] and query["score"].tolist() == [0.5, 0.25]
     assert index["landmark"].tolist() == [6, 6] and index["score"].tolist() == [1, 0.125]
 
@@ -71,8 +71,8 @@ def test_what_recognition_has_searched_is_not_searched_again(tmp_path, monkeypat
         for name, count in (("test", 5), ("index", 7), ("train", 40))
     }
     mirror = mirror_of(rng.integers(0, 9, 40))
-    recipe = Recipe(work=tmp_path / "work", non_landmarks="file" if "penalty" in settings else "", **settings)
-    expected = labels(recipe.model_copy(update={"work": tmp_path / "other"}), mirror, files)
+    recipe = recipe_with(work=tmp_path / "work", non_landmarks="file" if "penalty" in settings else "", **settings)
+    expected = labels(recipe_with(recipe, work=tmp_path / "other"), mirror, files)
     references = [References({"index0", "index2"}, ["index"], {"test0"}), References({"index5"}, ["index"], {"test1"})]
     references = references if "penalty" in settings else []
     recognised = predict(recipe, mirror, files, references)
@@ -88,9 +88,9 @@ def test_what_recognition_has_searched_is_not_searched_again(tmp_path, monkeypat
     for one, other in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(one, other)
     pd.testing.assert_frame_equal(predict(recipe, mirror, files, references), recognised)
-    neighbours = find(recipe, files)
+    neighbours = find(recipe.run, recipe.retrieval, files)
     searched.clear()
-    for again in (find(recipe, files), find(recipe.model_copy(update={"rerank": False}), files)):
+    for again in (find(recipe.run, recipe.retrieval, files), find(recipe.run, RetrievalSettings(rerank=False), files)):
         np.testing.assert_array_equal(again.positions, neighbours.positions[:, : again.positions.shape[1]])
     assert searched == []
 
@@ -106,7 +106,7 @@ def test_each_way_to_re_rank(tmp_path):
     )
 
     def order(**settings):
-        found = bring_nearer(Recipe(work=tmp_path, **settings), neighbours, of_queries, of_index)
+        found = bring_nearer(RetrievalSettings(**settings), neighbours, of_queries, of_index)
         return [int(place) for place in found.positions[0] if place >= 0]
 
     # Distances: sqrt(0.2) = 0.447, sqrt(0.4) = 0.632, sqrt(0.6) / 1.5 = 0.516.
@@ -133,13 +133,13 @@ def test_the_index_is_augmented_before_queries_are_expanded_with_it(tmp_path, au
     rng = np.random.default_rng(0)
     queries, index = (unit(rng.standard_normal((count, 6))) for count in (5, 40))
     files = {"test": write_features(tmp_path, "test", queries), "index": write_features(tmp_path, "index", index)}
-    recipe = Recipe(work=tmp_path, database_augmentation=augmentation, query_expansion=expansion)
+    recipe = recipe_with(work=tmp_path, database_augmentation=augmentation, query_expansion=expansion)
     if augmentation:
         index = expanded(index, index, augmentation, own=True)
     if expansion:
         queries = expanded(queries, index, expansion)
     expected = queries @ index.T
-    found = find(recipe, files)
+    found = find(recipe.run, recipe.retrieval, files)
     np.testing.assert_allclose(found.similarities[:, :40], -np.sort(-expected, axis=1), atol=1e-5)
     np.testing.assert_array_equal(found.positions[:, :40], np.argsort(-expected, axis=1))
 
@@ -152,7 +152,7 @@ def test_as_many_are_searched_as_re_ranking_needs(tmp_path):
         ({"rerank_depth": 750}, 750),
         ({"rerank_depth": 9}, 100),
     ):
-        assert find(Recipe(work=tmp_path, **settings), files).positions.shape == (2, depth)
+        assert find(RunSettings(work=tmp_path), RetrievalSettings(**settings), files).positions.shape == (2, depth)
 
 
 def test_the_submission_has_a_row_for_each_test_photo(tmp_path):

@@ -1,0 +1,226 @@
+"""Local features on disk, a file a shard, within a bound."""
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from features import outline
+from landmarks.local_features.points import SMALLEST_SIDE, Extractor, LocalFeatures, decode, none_found
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.images import UnreadablePhoto
+from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import whole
+from landmarks.running.skipped import record_skipped
+from landmarks.running.threads import in_threads
+
+DECODED_AHEAD = 16
+NOTE = "checked.json"  # beside the files of local features: size and time of those that were read through
+LENGTHS_AT = 26  # bytes into a zip's header of a member: how long its name and its extra field are
+POINT_BYTES = 8  # x and y in a file, as float32; then a byte for each dimension of the descriptor
+
+
+class KeptFeatures(Mapping[str, LocalFeatures]):
+    """Local features by photo id in the files of `keep_features`, each read when it is asked for, from any thread.
+
+    No file stays open: where a photo's array lies is known, and its checksum is verified whenever it is read.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._places: dict[str, tuple[Path, int, int, int]] = {}
+        for path in paths:
+            self._places.update({identity: (path, *place) for identity, place in _places(path).items()})
+
+    def __getitem__(self, identity: str) -> LocalFeatures:
+        path, *place = self._places[identity]
+        try:
+            return _read(path, *place)
+        except (ValueError, OSError, EOFError, struct.error) as error:
+            path.with_name(NOTE).unlink(missing_ok=True)  # so that the next run checks it
+            raise InputError(f"{path} is damaged ({error}); run the same command again") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shard_of(self, identity: str) -> str:
+        """The name of the shard with that photo."""
+        return self._places[identity][0].stem
+
+
+def keep_features(
+    open_it: Callable[[], Extractor],
+    mirror: Mirror,
+    split: str,
+    embedded: list[Path],
+    wanted: Sequence[str],
+    folder: Path,
+    size: int,
+    work: Path,
+    most: int | None = None,
+) -> KeptFeatures:
+    """Write the local features of the wanted photos to `folder/SPLIT/`, those that are not there yet.
+
+    A shard has one file, an .npz with an array for each photo, which checks itself whenever it is read. A photo takes
+    8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are one
+    photo and the few that are decoded ahead. What is damaged is made again; photos that cannot be read have no points.
+    A file is read through once, unless it changes: `checked.json` beside them notes which were.
+
+    Args:
+        open_it: opens the extractor; called only if there is something to do.
+        embedded: the split's features files, as `features.embed` returns them; they tell which shard has which photo.
+        wanted: ids, those that are needed most first.
+        size: of a photo's longer side in pixels.
+        work: `skipped.csv` there names photos that could not be read.
+        most: so many photos at most: the last of the wanted ones are not made, and of those that are there already the
+            ones that are not wanted go first.
+
+    Returns:
+        The features of all photos that are kept, also of earlier runs.
+    """
+    there = {path.stem: path for path in embedded}
+    files = {name: folder / split / f"{name}.npz" for name in there}
+    has = _whole_ids(list(files.values()))
+    chosen = dict.fromkeys([*wanted, *chain.from_iterable(has.values())])
+    chosen = set(islice(chosen, most))
+    wanted = chosen.intersection(wanted)
+    todo: dict[str, list[str]] = {}
+    for name, path in tqdm(there.items(), f"shards of local features of {split}", unit=" shards"):
+        old = has[files[name]]
+        new = [identity for identity in outline(path).ids.tolist() if identity in wanted and identity not in old]
+        if new or not old <= chosen:
+            todo[name] = new
+    extract = open_it() if any(todo.values()) else None
+    for name in [name for name, new in todo.items() if not new]:
+        _keep_shard(extract, None, split, [], files[name], chosen & has[files[name]], size, work)
+    todo = {name: new for name, new in todo.items() if new}
+    for shard in tqdm(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
+        path = files[shard.name]
+        _keep_shard(extract, shard, split, todo[shard.name], path, chosen & has[path], size, work)
+    return KeptFeatures([path for path in files.values() if path.exists()])
+
+
+def _keep_shard(
+    extract: Extractor | None,
+    shard: TarShard | FolderShard | None,
+    split: str,
+    new: list[str],
+    path: Path,
+    old: Collection[str],
+    size: int,
+    work: Path,
+) -> None:
+    """Write a shard's file: those of the `old` photos in it, then the `new` ones."""
+    before = KeptFeatures([path]) if old else {}
+    unreadable = []
+    with whole(path) as part, zipfile.ZipFile(part, "w") as file:
+        for identity in before:
+            if identity in old:
+                _write(file, identity, before[identity])
+        photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
+        for identity, photo in zip(new, tqdm(photos, path.stem, len(new), unit=" photos", leave=False), strict=True):
+            check_stop()
+            if isinstance(photo, str):
+                unreadable.append((identity, photo))
+            seen = isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
+            _write(file, identity, extract(photo) if seen else none_found())
+    if shard:
+        record_skipped(work, split, shard.name, [*shard.refused, *unreadable])
+
+
+def _decode(shard: TarShard | FolderShard, size: int, identity: str) -> np.ndarray | str:
+    try:
+        return decode(shard.read(identity), size)
+    except (OSError, UnreadablePhoto) as error:
+        return str(error)
+
+
+def _write(file: zipfile.ZipFile, identity: str, features: LocalFeatures) -> None:
+    array = io.BytesIO()
+    np.save(array, _pack(features), allow_pickle=False)
+    file.writestr(f"{identity}.npy", array.getvalue())
+
+
+def _pack(features: LocalFeatures) -> np.ndarray:
+    """(N, 8 + D) uint8: a descriptor's values in -1..1 become a byte each, which moves a cosine by less than 0.01."""
+    points = np.ascontiguousarray(features.points, "<f4").view(np.uint8).reshape(-1, POINT_BYTES)
+    return np.hstack([points, np.rint(features.descriptors * 127).astype(np.int8).view(np.uint8)])
+
+
+def _unpack(array: np.ndarray) -> LocalFeatures:
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] < POINT_BYTES:
+        raise ValueError("it holds something else than local features")
+    points = np.ascontiguousarray(array[:, :POINT_BYTES]).view("<f4").astype(np.float32)
+    descriptors = array[:, POINT_BYTES:].view(np.int8).astype(np.float32)
+    descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1)
+    return LocalFeatures(points, descriptors)
+
+
+def _whole_ids(paths: list[Path]) -> dict[Path, set[str]]:
+    """The photos in each file of local features; none if it is not there or anything in it is damaged.
+
+    A file of the size and time that `checked.json` notes has been read through, all others are now.
+    """
+    has: dict[Path, set[str]] = {}
+    checked: dict[str, list[int]] = {}
+    note = paths[0].with_name(NOTE) if paths else None
+    try:
+        checked = json.loads(note.read_text()) if note else {}
+    except (FileNotFoundError, ValueError):
+        pass
+    stamps: dict[str, list[int]] = {}
+    for path in tqdm(paths, "check local features", unit=" files"):
+        check_stop()
+        has[path] = set()
+        try:
+            stat, places = path.stat(), _places(path)
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            if checked.get(path.name) != stamp:
+                for place in places.values():
+                    _read(path, *place)
+            has[path], stamps[path.name] = set(places), stamp
+        except (ValueError, OSError, EOFError, struct.error, InputError):
+            pass
+    if note and stamps != checked:
+        with whole(note) as part:
+            part.write_text(json.dumps(stamps))
+    return has
+
+
+def _places(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Where the array of each photo lies in a file: its header's offset, its size and CRC-32.
+
+    Raises ValueError or OSError for what is no such file.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, UnicodeError) as error:
+        raise ValueError(str(error)) from error
+    largest = path.stat().st_size
+    if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > largest for member in members):
+        raise ValueError("it holds something else than local features")
+    return {
+        member.filename.removesuffix(".npy"): (member.header_offset, member.file_size, member.CRC) for member in members
+    }
+
+
+def _read(path: Path, offset: int, size: int, crc32: int) -> LocalFeatures:
+    with open(path, "rb") as file:
+        file.seek(offset + LENGTHS_AT)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), 1)  # the member's name and what else its header has
+        data = file.read(size)
+    if zlib.crc32(data) != crc32:
+        raise ValueError("its checksum is wrong")
+    return _unpack(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))

@@ -1,0 +1,109 @@
+"""What every mirror has: the tables, and shards that are listed and streamed."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.tables import read_table
+from landmarks.running.command import InputError
+
+SPLITS = ("train", "index", "test")
+SOLUTIONS = {
+    "recognition": "ground_truth/recognition_solution_v2.1.csv",
+    "retrieval": "ground_truth/retrieval_solution_v2.1.csv",
+}
+NON_LANDMARKS = "metadata/non_landmarks.csv"  # index photos that are known to show no landmark
+MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
+
+
+class Mirror(ABC):
+    """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    @abstractmethod
+    def path(self, relative: str) -> Path | None:
+        """A metadata file on disk, downloaded first where need be; None when the mirror has none."""
+
+    @abstractmethod
+    def shard_names(self, split: str) -> list[str]:
+        """The names of a split's shards, in order, as the mirror itself tells them; empty when it has none."""
+
+    @abstractmethod
+    def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
+        """The shards of these names one after another, each closed when the next is asked for.
+
+        Raises:
+            InputError: a shard cannot be had, or is damaged.
+        """
+
+    @abstractmethod
+    def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
+        """What tells a shard's photos from others at the same place; `earlier`, one of before, if it still holds.
+
+        It is found without a download of the shard and without reading a photo: in a folder from the ids and sizes of
+        the photos, of a URL from the published md5, which is empty where there is none.
+        """
+
+    def shard_ids(self, split: str, name: str) -> list[str] | None:
+        """The ids of a shard's photos; None where only a download would tell."""
+        return None
+
+    def train(self) -> pd.DataFrame:
+        """`id` (str) and `landmark_id` (int64) of every train photo; the same table each time, so leave it as it is.
+
+        Raises InputError for a malformed file.
+        """
+        return self._table("train")
+
+    def ids(self, split: str) -> list[str]:
+        """The ids of a split's photos, in the order of its CSV."""
+        return self._table(split)["id"].tolist()
+
+    def categories(self) -> dict[int, str]:
+        """Landmark ids to category names; empty where the mirror does not tell."""
+        path = self.path("metadata/train_label_to_category.csv")
+        if path is None:
+            return {}
+        table = read_table(path, ["landmark_id", "category"])
+        return dict(zip(table["landmark_id"], table["category"], strict=True))
+
+    def solution(self, task: str) -> Path | None:
+        """The published solution of "recognition" or "retrieval", where there is one."""
+        return self.path(SOLUTIONS[task])
+
+    def published_md5(self, split: str, name: str) -> str | None:
+        """The md5 that the mirror states for a shard, if it does."""
+        path = self.path(f"md5sum/{split}/md5.{name}.txt")
+        if path is None:
+            return None
+        with open(path, errors="replace") as file:
+            stated = MD5.search(file.read(4096))
+        return stated[0].lower() if stated else None
+
+    def require(self, *splits: str) -> None:
+        """Raise InputError unless the mirror has shards of each of these splits."""
+        for split in splits:
+            if not self.shard_names(split):
+                raise InputError(
+                    f"{self.name} is no mirror with {split} photos: it has neither {split}/images_000.tar nor a tree "
+                    f"{split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py import`"
+                )
+
+    def _table(self, split: str) -> pd.DataFrame:
+        """A split's CSV, read once: train.csv of the public mirror takes 5 seconds."""
+        if split not in self._tables:
+            path = self.path(f"metadata/{split}.csv")
+            if path is None:
+                raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
+            table = read_table(path, ["id", "landmark_id"] if split == "train" else ["id"])
+            if table.empty:
+                raise InputError(f"{path} lists no photo")
+            self._tables[split] = table
+        return self._tables[split]

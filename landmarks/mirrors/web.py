@@ -1,0 +1,157 @@
+"""A mirror at a URL: shards come when they are wanted and go when they are done."""
+
+import csv
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from landmarks.mirrors import download
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.shards import DamagedShard, TarShard
+from landmarks.mirrors.tables import read_table
+from landmarks.running import command
+from landmarks.running.command import InputError
+from landmarks.running.files import md5
+
+MAX_SHARDS = 1000  # images_NNN has three digits
+
+
+class WebMirror(Mirror):
+    """A mirror at a URL: what is used is downloaded into `cache`, and a shard is deleted as soon as it is done.
+
+    While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk; what a stopped run
+    left stays for the stream that wants it while there is room. A shard whose md5 differs from the published one is
+    downloaded a second time; if it differs again, it is used when the tar reads whole (train shard 000 of the public
+    mirror has never matched), said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
+    """
+
+    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
+        super().__init__(url.rstrip("/"))
+        self.url = self.name
+        self.cache = cache
+        self.ahead = ahead
+        self.strict_md5 = strict_md5
+        self._shard_counts: dict[str, int] = {}
+
+    def path(self, relative: str) -> Path | None:
+        path = self.cache / relative
+        if not path.is_file() and not download.download(f"{self.url}/{relative}", path):
+            return None
+        with open(path, "rb") as file:
+            is_web_page = file.read(100).lstrip().startswith(b"<")
+        if is_web_page:  # what some servers send, as if all were well, for a file that they do not have
+            path.unlink()
+        return None if is_web_page else path
+
+    def shard_names(self, split: str) -> list[str]:
+        if split not in self._shard_counts:
+            self._shard_counts[split] = self._count_shards(split)
+        return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
+
+    def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
+        self._clear_shards(
+            wanted=[self._place(split, name) for name in names[: self.ahead + 1]],
+            room=max(self.ahead + 1 - len(set(names)), 0),
+        )
+        waiting = iter(names)
+        abandoned = threading.Event()
+
+        def check() -> None:
+            command.check_stop()
+            if abandoned.is_set():
+                raise command.Stopped("the shards are not wanted any more")
+
+        pool = ThreadPoolExecutor(max_workers=1)  # one at a time: the next one is wanted first
+
+        def fetch_next(count: int) -> list[tuple[str, Future]]:
+            return [(name, pool.submit(self._fetch, split, name, check)) for name in islice(waiting, count)]
+
+        try:
+            fetched = deque(fetch_next(self.ahead + 1))
+            while fetched:
+                name, path = fetched.popleft()
+                with closing(TarShard(path.result())) as shard:
+                    yield shard
+                if name not in dict(fetched):  # an epoch may begin with the shard that the last one ended with
+                    shard.path.unlink()
+                fetched.extend(fetch_next(1))
+        finally:
+            abandoned.set()
+            pool.shutdown(cancel_futures=True)
+
+    def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
+        """As `Mirror.fingerprint`. Tables and md5s are downloaded once for a `cache`: that holds what it began with."""
+        return self.published_md5(split, name) or earlier
+
+    def _count_shards(self, split: str) -> int:
+        """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""
+
+        def has(number: int) -> bool:
+            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")
+
+        if not has(0):
+            return 0
+        there, missing = 0, 1
+        while has(missing):
+            there, missing = missing, 2 * missing
+        while missing - there > 1:
+            middle = (there + missing) // 2
+            there, missing = (middle, missing) if has(middle) else (there, middle)
+        return missing
+
+    def _place(self, split: str, name: str) -> Path:
+        return self.cache / split / f"{name}.tar"
+
+    def _clear_shards(self, wanted: list[Path], room: int) -> None:
+        """Delete what a killed run has left but for the `room` largest, so that the promise about the disk holds."""
+        left = sorted(self.cache.glob("*/images_*.tar*"), key=lambda path: path.stat().st_size, reverse=True)
+        for path in [path for path in left if path.with_name(path.name.removesuffix(".part")) not in wanted][room:]:
+            path.unlink()
+
+    def _fetch(self, split: str, name: str, check: Callable[[], None]) -> Path:
+        """The shard on disk, verified; a shard with a fault is downloaded a second time."""
+        path = self._place(split, name)
+        relative = f"{split}/{name}.tar"
+        expected = self.published_md5(split, name)
+        for is_second in (False, True):
+            if not path.exists():
+                if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
+                    raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
+            found = md5(path)
+            matches = expected in (None, found) or (not self.strict_md5 and found in self._accepted_mismatches())
+            fault = (
+                f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
+            )
+            if matches or (is_second and not self.strict_md5):
+                try:
+                    TarShard(path).close()
+                except DamagedShard as damage:
+                    fault = str(damage)
+                else:
+                    if not matches:
+                        self._accept_mismatch(relative, expected, found)
+                    return path
+            path.unlink()
+        raise DamagedShard(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
+
+    def _accepted_mismatches(self) -> set[str]:
+        path = self.cache / "md5_mismatches.csv"
+        return set(read_table(path, ["found"])["found"]) if path.exists() else set()
+
+    def _accept_mismatch(self, relative: str, expected: str, found: str) -> None:
+        path = self.cache / "md5_mismatches.csv"
+        is_new = not path.exists()
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerows([["shard", "expected", "found"]] * is_new + [[relative, expected, found]])
+        tqdm.write(
+            f"warning: {self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
+            f"used, because the tar reads whole, and recorded in {path}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,252 @@
+"""Features files to each query's nearest index photos: exact, in batches, in the memory of one part of the index."""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from features import Outline, load_features, outline
+from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import whole
+from landmarks.running.threads import cores
+
+faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
+BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
+
+
+class Neighbours(NamedTuple):
+    """The k index photos nearest to each of Q queries, most similar first, equal ones in the order of the index.
+
+    Where the index has fewer than k photos, the places left over hold position -1 and similarity -inf. The predicted
+    landmarks are None where the model has no head.
+    """
+
+    query_ids: np.ndarray  # (Q,) str
+    index_ids: np.ndarray  # (N,) str
+    similarities: np.ndarray  # (Q, k) float32: inner products of the embeddings
+    positions: np.ndarray  # (Q, k) int32: rows of index_ids
+    query_landmark: np.ndarray | None  # (Q,) int64
+    index_landmark: np.ndarray | None  # (N,) int64
+
+
+def search(
+    query_files: list[Path],
+    index_files: list[Path],
+    k: int,
+    parts: int = 1,
+    wanted: pd.Index | None = None,
+    keep: Path | None = None,
+) -> Neighbours:
+    """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
+
+    The index is in memory as float32 one part at a time: consecutive files, as near to one `parts`-th of the photos as
+    whole files come. Beside it there are one file, one batch of queries, and the result. Which photos are kept of
+    those that tie for the k-th place is left to faiss. Embeddings are read once of each index file and once a part of
+    each query file.
+
+    Args:
+        wanted: ids of the index photos that may be found, as if the files held no others; all of them when None.
+        keep: a folder for this search alone, with a file for each query file: its k nearest in the parts so far (8 k
+            bytes a query). So a search that is stopped, or killed, costs one part for one query file, and a finished
+            one is read by whoever asks for as many neighbours or fewer, in whatever parts. Results of other embeddings
+            or other `wanted` photos, and damaged ones, are made anew; other files there are deleted.
+
+    Raises:
+        InputError: there are no files, one is damaged, or they are not all of one model.
+        Stopped: the process was asked to end.
+    """
+    if not query_files or not index_files:
+        raise InputError("no features files to search: embed the queries and the index first")
+    outlines = _outlines([*query_files, *index_files])
+    queries, index = outlines[: len(query_files)], outlines[len(query_files) :]
+    del outlines  # so that ids which are not wanted go
+    chosen = [slice(None) if wanted is None else wanted.get_indexer(one.ids) >= 0 for one in index]
+    index = [
+        one._replace(ids=one.ids[rows], landmark=None if one.landmark is None else one.landmark[rows])
+        for one, rows in zip(index, chosen, strict=True)
+    ]
+    counts = [len(one.ids) for one in index]
+    groups = split_evenly(counts, parts)
+    photos = [sum(counts[number] for number in group) for group in groups]
+    ends = np.cumsum([len(one.ids) for one in queries])
+    rows_of = [slice(end - len(one.ids), end) for one, end in zip(queries, ends, strict=True)]
+
+    similarities = np.full((ends[-1], k), -np.inf, np.float32)
+    positions = np.full((ends[-1], k), -1, np.int32)
+    results = [(similarities[rows], positions[rows]) for rows in rows_of]
+    stamps = [_stamps(query, index, chosen, groups) for query in queries]
+    done = [0] * len(queries)  # in so many parts each query file was searched before
+    if keep is not None:
+        _delete_others(keep, query_files)
+        done = [_read_kept(keep / path.name, *which) for path, *which in zip(query_files, stamps, results, strict=True)]
+
+    already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
+    total = len(similarities) * sum(photos)
+    with tqdm(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
+        memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
+        for number in range(min(done), len(groups)):
+            part, start = memory[: photos[number]], sum(photos[:number])
+            _read_part([(index_files[file], chosen[file]) for file in groups[number]], part)
+            for path, stamp, result, searched in zip(query_files, stamps, results, done, strict=True):
+                if searched <= number:
+                    _search_file(path, part, start, *result, bar)
+                    if keep is not None:
+                        _keep(keep / path.name, stamp[number + 1], *result)
+    _order(similarities, positions)
+    (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
+    return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
+
+
+def without_itself(neighbours: Neighbours) -> Neighbours:
+    """The neighbours of each query but itself; a place is left over where it was among them, else at the end."""
+    own = np.append(neighbours.index_ids, "")[neighbours.positions] == neighbours.query_ids[:, None]
+    order = np.argsort(own, axis=1, kind="stable")
+    similarities = np.where(own, -np.inf, neighbours.similarities).astype(np.float32)
+    positions = np.where(own, -1, neighbours.positions)
+    return neighbours._replace(
+        similarities=np.take_along_axis(similarities, order, axis=1),
+        positions=np.take_along_axis(positions, order, axis=1),
+    )
+
+
+def split_evenly(counts: list[int], parts: int) -> list[list[int]]:
+    """Group consecutive files, given how many photos each has, into at most `parts` groups of file numbers.
+
+    A file goes where its middle photo falls, so no group is larger than an equal share and one file. Files without
+    photos are left out.
+    """
+    groups: list[list[int]] = [[] for _ in range(parts)]
+    total, start = sum(counts), 0
+    for number, count in enumerate(counts):
+        if count:
+            groups[(2 * start + count) * parts // (2 * total)].append(number)
+        start += count
+    return [group for group in groups if group]
+
+
+def _outlines(files: list[Path]) -> list[Outline]:
+    """Read all but the embeddings, to name a bad file in seconds and not hours into the search."""
+    outlines: list[Outline] = []
+    for path in files:
+        check_stop()
+        with _named():
+            outlines.append(outline(path))
+        first, this = _kind(outlines[0]), _kind(outlines[-1])
+        if first != this:
+            raise InputError(
+                f"features of two models: {files[0]} has {first}, {path} has {this}; "
+                "delete the features folder and run the command again"
+            )
+    return outlines
+
+
+def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
+    """Fill `part`, (n, D) float32, with the chosen rows of some files."""
+    size = 0
+    for path, rows in files:
+        check_stop()
+        with _named():
+            embeddings = load_features(path).embeddings[rows]
+        part[size : (size := size + len(embeddings))] = embeddings
+
+
+def _search_file(
+    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: tqdm
+) -> None:
+    """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
+    with _named():
+        embeddings = load_features(path).embeddings
+    stop = 0
+    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):  # faiss is slow on a last one of under 20
+        check_stop()
+        rows = slice(stop, stop := stop + len(batch))
+        found, places = faiss.knn(
+            batch.astype(np.float32), part, similarities.shape[1], metric=faiss.METRIC_INNER_PRODUCT
+        )
+        places[places >= 0] += start
+        similarities[rows], positions[rows] = faiss.merge_knn_results(
+            np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
+        )
+        bar.update(len(batch) * len(part))
+
+
+def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
+    """Put equal similarities in the order of the index, and -inf where there is no photo, in place."""
+    for first in range(0, len(similarities), BATCH):
+        rows = slice(first, first + BATCH)
+        similarities[rows][positions[rows] < 0] = -np.inf  # faiss puts the least float32 there
+        order = np.lexsort((positions[rows], -similarities[rows]))
+        similarities[rows] = np.take_along_axis(similarities[rows], order, axis=1)
+        positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
+
+
+def _stamps(
+    query: Outline, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
+) -> list[str]:
+    """What a query file's result is made of after 0, 1, ... all parts of the index: the embeddings, in their order.
+
+    The digest after some parts has nothing of those that come, so that a file which has to be embedded again spoils
+    only the parts from its own on.
+    """
+    digest = hashlib.sha256(f"{query.crc32}".encode())
+    stamps = [digest.hexdigest()]
+    for group in groups:
+        for number in group:
+            digest.update(f" {index[number].crc32} ".encode())
+            if isinstance(chosen[number], np.ndarray):
+                digest.update(np.packbits(chosen[number]).tobytes())
+        stamps.append(digest.hexdigest())
+    return stamps
+
+
+def _keep(path: Path, made_of: str, similarities: np.ndarray, positions: np.ndarray) -> None:
+    with whole(path) as part:
+        np.savez(part, made_of=made_of, similarities=similarities, positions=positions)
+
+
+def _read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarray]) -> int:
+    """Fill in what was found before, and return in how many parts of the index; 0 if nothing is kept that fits."""
+    similarities, positions = result
+    k = similarities.shape[1]
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            done = stamps.index(str(arrays["made_of"]))
+            found, places = arrays["similarities"], arrays["positions"]
+        if found.shape != places.shape or found.shape[1] < k:
+            return 0
+        similarities[:], positions[:] = found[:, :k], places[:, :k]
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile):
+        return 0
+    return done
+
+
+def _delete_others(folder: Path, files: list[Path]) -> None:
+    names = {path.name for path in files}
+    for path in folder.glob("*.npz"):
+        if path.name not in names:
+            path.unlink()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say what to do about a damaged features file."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{error}; delete it and run the command again") from error
+
+
+def _kind(file: Outline) -> str:
+    return f"{file.dimension} dimensions and {'no' if file.landmark is None else 'a'} landmark"
+
+
+def _labels(files: list[Outline]) -> tuple[np.ndarray, np.ndarray | None]:
+    ids = np.concatenate([file.ids for file in files])
+    return ids, None if files[0].landmark is None else np.concatenate([file.landmark for file in files])

@@ -1,0 +1,1 @@
+"""How a command runs: its settings, how it starts and ends, files that appear whole or not at all, threads."""

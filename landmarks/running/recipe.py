@@ -1,0 +1,220 @@
+"""A recipe: all sections of settings together, from a TOML file, the work folder and the command line.
+
+A recipe in `recipes/` holds one known-good set. What the command line gives wins over the recipe; what neither gives
+has its default, which is the `small` recipe. The work folder keeps the settings that its model was made with. In all of
+them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever section it belongs to.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+
+from landmarks.running.command import InputError
+from landmarks.running.files import whole
+from landmarks.running.settings import (
+    ROOT,
+    EmbeddingSettings,
+    ModelSettings,
+    PhotoSettings,
+    RecognitionSettings,
+    RetrievalSettings,
+    RunSettings,
+    Section,
+    TrainingSettings,
+    VerificationSettings,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = ROOT / "recipes"
+
+
+class Recipe(BaseModel):
+    """The settings of recognition.py and retrieval.py. Only these doors see all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunSettings = RunSettings()
+    photos: PhotoSettings = PhotoSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    recognition: RecognitionSettings = RecognitionSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    verification: VerificationSettings = VerificationSettings()
+
+    def keep(self) -> None:
+        """Note the settings in the work folder, all but those of this run alone."""
+        flat: dict[str, object] = {}
+        for section in self.model_dump(mode="json").values():
+            flat |= section
+        with whole(self.run.work / "recipe.toml") as part:
+            part.write_text(tomli_w.dumps(flat))
+
+    def fixed(self) -> dict[str, object]:
+        """The settings, by name, that all runs in one work folder share, since its model and features are made so."""
+        return {name: value for _, section in self if not section.free for name, value in section}
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Recipe":
+        mirror, size = self.photos.mirror, self.model.image_size
+        if self.model.loss == "triplet" and mirror.startswith(("http://", "https://")):
+            raise ValueError(
+                f"triplets need any photo at any time, which {mirror} does not give: make a small local copy with "
+                f"`python mirror.py shrink {mirror} OUT --size {size}` and train on --mirror OUT"
+            )
+        if self.training.bottleneck_epochs and self.model.loss == "triplet":
+            raise ValueError("bottleneck_epochs train a head: --loss softmax or arcface")
+        return self
+
+    @model_validator(mode="after")
+    def _can_recognise(self) -> "Recipe":
+        by_head = self.recognition.recognizer == "head" or self.recognition.blend
+        if by_head and (self.run.models or self.model.loss == "triplet"):
+            headless = "several models have no head in common" if self.run.models else "triplets train no head"
+            raise ValueError(f"{headless}: --recognizer neighbours or centres, and --blend 0")
+        verifies = self.verification.verify != "off" or self.retrieval.rerank_inliers
+        if verifies and self.verification.extractor == "savedmodel" and not self.verification.extractor_model:
+            raise ValueError("--extractor savedmodel needs the folder with it: --extractor-model DIR")
+        return self
+
+
+SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Recipe()}
+SECTION_OF = {setting: name for name, section in SECTIONS.items() for setting in section.model_fields}
+
+
+def load(arguments: list[str]) -> Recipe:
+    """The settings of a command line, over those of the recipe it names or else of its work folder.
+
+    Raises:
+        InputError: an unknown name, a wrong value, or one that differs from what the work folder was made with.
+    """
+    given = _parse(arguments)
+    folders = str(given.get("work", "work")).split(",")
+    if len(folders) > 1:
+        given["models"] = [str(Path(folder).resolve()) for folder in folders]
+        given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).name for folder in given["models"]))
+    if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
+        given["mirror"] = str(Path(given["mirror"]).resolve())
+    kept = Path(given.get("work", "work")) / "recipe.toml"
+    if not kept.exists() and "models" in given:  # the first one's settings hold for all together
+        kept = Path(given["models"][0]) / "recipe.toml"
+    base = _find(given.get("recipe", "small"))
+    before = from_flat(_read(kept), kept) if kept.exists() else None
+    # What was begun with a recipe goes on with it as it was then, whatever a newer release has under its name.
+    if before and given.get("recipe", before.run.recipe) == before.run.recipe:
+        if base.parent == RECIPES or "recipe" not in given:
+            base = kept
+    recipe = from_flat({**_read(base), **given}, base)
+    if before:
+        old, new = before.fixed(), recipe.fixed()
+        if changed := [f"{name} = {old[name]}, now {new[name]}" for name in sorted(old) if old[name] != new[name]]:
+            raise InputError(
+                f"{kept.parent} was begun with {', '.join(changed)}; give these as they were, or another --work"
+            )
+    for folder in recipe.run.models:
+        ours, theirs = (
+            (one.photos.mirror, one.photos.mirror == "sample" and one.training.seed) for one in (recipe, of(folder))
+        )
+        if ours != theirs:
+            raise InputError(f"{folder} was trained on {theirs[0]}, {recipe.run.models[0]} on another mirror or sample")
+    return recipe
+
+
+def of(folder: Path) -> Recipe:
+    """The settings that a finished work folder keeps. Raises InputError unless there is a trained model."""
+    if absent := [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]:
+        raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {folder} first")
+    return from_flat({**_read(folder / "recipe.toml"), "work": folder}, folder / "recipe.toml")
+
+
+def selected(names: list[str], shards: str) -> list[str]:
+    """The shard names that the setting `shards`, like 0:17, selects; all of them if it is empty."""
+    if not shards:
+        return names
+    begin, end = map(int, shards.split(":"))
+    return names[begin:end]
+
+
+def _parse(arguments: list[str]) -> dict[str, Any]:
+    """What a command line gives, by name. With --help: print the settings by section, and exit."""
+    groups: dict[str, Any] = {}
+
+    def add_to_section(parser: argparse.ArgumentParser, *flags: str, dest: str = "help", **options: Any) -> None:
+        section = SECTION_OF.get(dest)
+        if section and section not in groups:
+            groups[section] = parser.add_argument_group(section, SECTIONS[section].__doc__)
+        groups.get(section or "", parser).add_argument(*flags, dest=dest, **options)
+
+    bases = (*reversed(SECTIONS.values()), BaseSettings)  # whose fields come in the order of the sections then
+    flat = create_model("Settings", __base__=bases, __doc__="Settings of recognition.py and retrieval.py.")
+    try:
+        return CliSettingsSource(
+            flat,
+            cli_parse_args=arguments,
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            add_argument_method=add_to_section,
+        )()
+    except SettingsError as error:
+        raise InputError(_explain_arguments(str(error))) from error
+
+
+def _find(recipe: str) -> Path:
+    path = RECIPES / f"{recipe}.toml"
+    if path.exists():
+        return path
+    if Path(recipe).is_file():
+        return Path(recipe)
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+    raise InputError(f"recipe {recipe!r} is neither one of {names} nor a TOML file")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
+    """The recipe of settings by name. Raises InputError for an unknown name, which `source` has, or a wrong value."""
+    if unknown := next((name for name in settings if name not in SECTION_OF), None):
+        raise InputError(f"{source}: unknown setting {unknown}{_suggest(unknown)}")
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        sections.setdefault(SECTION_OF[name], {})[name] = value
+    try:
+        return Recipe.model_validate(sections)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if len(first["loc"]) < 2:  # of settings that do not go together
+            raise InputError(f"{message}; see --help") from error
+        name = str(first["loc"][1])
+        raise InputError(f"--{name.replace('_', '-')}: {message} (given: {settings[name]!r}); see --help") from error
+
+
+def _explain_arguments(message: str) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
+    return message + (_suggest(unknown[1].replace("-", "_")) if unknown else "") + "; see --help"
+
+
+def _suggest(name: str) -> str:
+    close = get_close_matches(name, SECTION_OF, n=1)
+    return f" (did you mean --{close[0].replace('_', '-')}?)" if close else ""

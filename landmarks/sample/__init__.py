@@ -1,0 +1,1 @@
+"""Invented landmarks, rendered from a seed, so that everything runs without a data set."""

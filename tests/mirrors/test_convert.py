@@ -1,0 +1,366 @@
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, identity, jpeg, make_mirror
+from PIL import Image
+
+import mirror as mirrors
+from landmarks.mirrors import build, check, convert
+from landmarks.mirrors.base import SPLITS
+from landmarks.mirrors.folder import FolderMirror
+from landmarks.running import command
+from landmarks.running.command import InputError
+from landmarks.scoring import solutions
+
+
+def read_all(folder: Path, split: str) -> dict[str, bytes]:
+    mirror = FolderMirror(folder)
+    return {p: shard.read(p) for shard in mirror.stream(split, mirror.shard_names(split)) for p in shard.ids}
+
+
+def landmark_folders(root: Path) -> Path:
+    number = 0
+    for name, count in {"Tower": 10, "Dome, old": 5, "Gate": 2, "Ruin": 1}.items():
+        (root / name / "more").mkdir(parents=True)
+        for i in range(count):
+            number += 1
+            suffix = ".JPG" if i == 0 else "/more/x.jpeg" if i == 1 else ".jpg"
+            path = root / name / (f"{i}{suffix}" if i != 1 else "more/x.jpeg")
+            path.write_bytes(jpeg(number))
+    (root / "Tower/readme.txt").write_text("no photo")
+    (root / "Tower/broken.jpg").write_bytes(b"broken")
+    Image.fromarray(np.full((20, 30, 4), 128, np.uint8)).save(root / "Tower/transparent.png")
+    return root
+
+
+def test_import_makes_a_whole_mirror(tmp_path):
+    folder = landmark_folders(tmp_path / "mine")
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(6):
+        (others / f"{number}.jpg").write_bytes(jpeg(100 + number))
+    out = tmp_path / "out"
+    convert.import_folder(folder, out, others, seed=1)
+
+    mirror = FolderMirror(out)
+    names = mirror.categories()
+    assert sorted(names.values()) == ["Dome, old", "Gate", "Ruin", "Tower"]
+    train = mirror.train()
+    counts = {names[i]: n for i, n in train["landmark_id"].value_counts().items()}
+    assert counts.pop("Tower") in (7, 8)  # of 12, one of which is broken
+    assert counts == {"Dome, old": 3, "Gate": 1, "Ruin": 1}
+    for split in SPLITS:
+        assert set(read_all(out, split)) == set(mirror.ids(split))
+    assert len(mirror.ids("train")) + len(mirror.ids("index")) + len(mirror.ids("test")) == 11 + 5 + 2 + 1 + 6
+    failed = pd.read_csv(out / "failed.csv")
+    assert failed["url"].tolist() == [str(folder / "Tower/broken.jpg")]
+
+    urls = dict(zip(train["id"], pd.read_csv(out / "metadata/train.csv")["url"], strict=True))
+    for photo, data in read_all(out, "train").items():
+        original = Path(urls[photo]).read_bytes()
+        assert data == original if original.startswith(b"\xff\xd8") else Image.open(io.BytesIO(data)).format == "JPEG"
+
+    recognition = solutions.read_recognition_solution(mirror.solution("recognition"))
+    scored = recognition.public | recognition.private
+    assert set(scored) == set(mirror.ids("test"))
+    assert sum(not landmarks for landmarks in scored.values()) == 4
+    of_index = pd.read_csv(out / "metadata/index_image_to_landmark.csv").groupby("landmark_id")["id"].agg(set)
+    retrieval = solutions.read_retrieval_solution(mirror.solution("retrieval"))
+    for photo, found in {**retrieval.public, **retrieval.private}.items():
+        assert set(found) == of_index[scored[photo][0]]
+    assert {photo for photo, landmarks in scored.items() if not landmarks} < retrieval.ignored
+    assert check.check(str(out)) == 0
+
+
+def test_import_is_deterministic_and_the_seed_matters(tmp_path):
+    folder = landmark_folders(tmp_path / "mine")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        convert.import_folder(folder, tmp_path / name, None, seed)
+    tables = [(tmp_path / name / "metadata/test.csv").read_text() for name in "abc"]
+    assert tables[0] == tables[1] != tables[2]
+
+
+def test_import_refuses_what_it_cannot_use(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no folder of photos"):
+        convert.import_folder(tmp_path / "empty", tmp_path / "out", None, 0)
+    with pytest.raises(InputError, match="is no folder"):
+        convert.import_folder(tmp_path / "nowhere", tmp_path / "out", None, 0)
+    folder = landmark_folders(tmp_path / "mine")
+    make_mirror(tmp_path / "mirror")
+    with pytest.raises(InputError, match="holds shards already"):
+        convert.import_folder(folder, tmp_path / "mirror", None, 0)
+
+
+def test_fetch_downloads_shrinks_and_lists_what_failed(tmp_path, serve):
+    (tmp_path / "web").mkdir()
+    for number in range(12):
+        (tmp_path / f"web/{number}.jpg").write_bytes(jpeg(number, (300, 200)))
+    (tmp_path / "web/broken.jpg").write_bytes(b"broken")
+    server = serve(tmp_path / "web")
+    server.faults["/1.jpg"] = [lambda handler: handler.send_error(503)]
+    names = [*(f"{number}.jpg" for number in range(12)), "broken.jpg", "missing.jpg"]
+    rows = [(identity(n), f"{server.url}/{name}", str(n % 3)) for n, name in enumerate(names)]
+    rows += [("../evil", f"{server.url}/2.jpg", "1"), (identity(99), f"{server.url}/2.jpg", "None")]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+
+    def fetch():
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, threads=4, seed=0)
+
+    fetch()
+    photos = read_all(tmp_path / "out", "train")
+    assert set(photos) == {identity(n) for n in range(12)} == set(FolderMirror(tmp_path / "out").ids("train"))
+    assert all(min(Image.open(io.BytesIO(data)).size) == 100 for data in photos.values())
+    failed = pd.read_csv(tmp_path / "out/failed.csv")
+    assert set(failed["id"]) == {identity(12), identity(13), "../evil", identity(99)}
+    asked = len(server.requests)
+    fetch()
+    assert len(server.requests) == asked
+    assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 4
+    assert not list(tmp_path.glob("**/evil*"))
+
+    (tmp_path / "index.csv").write_text("\n".join(["id,url", *(f"{i},{u}" for i, u, _ in rows[:5])]))
+    convert.fetch(tmp_path / "index.csv", tmp_path / "out", "index", 100, threads=4, seed=0)
+    assert len(FolderMirror(tmp_path / "out").ids("index")) == 5
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
+
+
+def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(build, "PHOTOS_PER_SHARD", 2)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/a.jpg").write_bytes(jpeg(1))
+    server = serve(tmp_path / "web")
+    rows = [(identity(n), f"{server.url}/a.jpg", 1) for n in range(12)]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+    original, written = build.write_tar, []
+
+    def interrupted(path, photos):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        original(path, photos)
+
+    monkeypatch.setattr(build, "write_tar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+    monkeypatch.setattr(build, "write_tar", original)
+    server.requests.clear()
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+    assert len(server.requests) == 6
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
+
+
+def test_fetch_names_a_wrong_csv(tmp_path):
+    (tmp_path / "x.csv").write_text("id,link\na,b\n")
+    with pytest.raises(InputError, match="x.csv.*id,url,landmark_id"):
+        convert.fetch(tmp_path / "x.csv", tmp_path / "out", "train", 100, 1, 0)
+
+
+@pytest.mark.parametrize("web", [False, True])
+def test_shrink_copies_everything_smaller(tmp_path, serve, tiny_mirror, web):
+    source = serve(tiny_mirror).url if web else str(tiny_mirror)
+    convert.shrink(source, tmp_path / "out", 16)
+    for split in SPLITS:
+        before, after = read_all(tiny_mirror, split), read_all(tmp_path / "out", split)
+        assert before.keys() == after.keys()
+        assert all(min(Image.open(io.BytesIO(data)).size) == 16 for data in after.values())
+    for path in [*tiny_mirror.glob("metadata/*.csv"), *tiny_mirror.glob("ground_truth/*.csv")]:
+        assert (tmp_path / "out" / path.relative_to(tiny_mirror)).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "out/download").exists()
+    assert check.check(str(tmp_path / "out")) == 0
+
+
+def test_shrink_skips_done_shards_and_refuses_another_size(tmp_path, tiny_mirror):
+    convert.shrink(str(tiny_mirror), tmp_path / "out", 16)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.tar")}
+    removed = next(iter(before))
+    (tmp_path / f"out/md5sum/{removed.parent.name}/md5.{removed.stem}.txt").unlink()
+    convert.shrink(str(tiny_mirror), tmp_path / "out", 16)
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {removed}
+    with pytest.raises(InputError, match="side 16.*side 8"):
+        convert.shrink(str(tiny_mirror), tmp_path / "out", 8)
+
+
+def test_the_command_line(tmp_path):
+    landmark_folders(tmp_path / "mine")
+
+    def run(*arguments):
+        root = ROOT
+        return subprocess.run(
+            [sys.executable, root / "mirror.py", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    done = run("import", "mine", "out")
+    assert done.returncode == 0, done.stderr
+    assert run("check", "out").returncode == 0
+    wrong = run("check", "nowhere")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "nowhere" in wrong.stderr
+
+
+def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(jpeg(seed + number))
+    return folder
+
+
+def test_import_of_strange_names(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    strange = ["Köln, Dom", 'The "Gate"', "new\nline", " space ", os.fsdecode(b"latin\xe9"), "-1", "@"]
+    for number, name in enumerate(strange):
+        photos_in(folder / name, 4, 10 * number)
+    (folder / os.fsdecode(b"latin\xe9") / os.fsdecode(b"broken\xff\n.jpg")).write_bytes(b"")
+    (folder / "-1/photo.heic").write_bytes(b"")
+    (folder / "loose.jpg").write_bytes(jpeg(99))
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    assert check.check(str(tmp_path / "out")) == 0
+    names = FolderMirror(tmp_path / "out").categories().values()
+    assert sorted(names) == sorted([*strange[:2], "new\\nline", " space ", "latin\\udce9", "-1", "@"])
+    failed = (tmp_path / "out/failed.csv").read_text(encoding="utf8")
+    assert failed.count("\n") == 2
+    assert "broken\\udcff\\n.jpg" in failed
+    assert "2 files are passed over (.heic 1, .jpg 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["mine/none", "mine/Tower/none", "elsewhere/Tower"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_photos_of_no_landmark_may_lie_anywhere(tmp_path, monkeypatch, where, absolute):
+    monkeypatch.chdir(tmp_path)
+    photos_in(tmp_path / "mine/Tower", 6)
+    photos_in(tmp_path / "mine/Gate", 6, 20)
+    none = photos_in(tmp_path / where, 6, 40)
+    convert.import_folder(Path("mine"), tmp_path / "out", none if absolute else Path(where), 0)
+    mirror = FolderMirror(tmp_path / "out")
+    assert sum(len(mirror.ids(split)) for split in SPLITS) == 18
+    solution = solutions.read_recognition_solution(mirror.solution("recognition"))
+    assert sum(not landmarks for landmarks in (solution.public | solution.private).values()) == 4
+    assert check.check(str(tmp_path / "out")) == 0
+
+
+def test_folders_that_hold_one_another_are_refused(tmp_path):
+    photos_in(tmp_path / "mine/Tower", 3)
+    none = photos_in(tmp_path / "none", 3)
+    for out in (tmp_path / "mine", tmp_path / "mine/out", none / "out"):
+        with pytest.raises(InputError, match="lies in"):
+            convert.import_folder(tmp_path / "mine", out, none, 0)
+    for above in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(InputError, match="--non-landmarks"):
+            convert.import_folder(tmp_path / "mine", tmp_path.parent / "out", above, 0)
+    assert not (tmp_path / "mine/out").exists()
+
+
+def test_a_mirror_is_never_made_from_two_states_of_its_source(tmp_path, serve):
+    folder = landmark_folders(tmp_path / "mine")
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    convert.import_folder(folder, tmp_path / "out", None, 0)
+    (folder / "Gate/new.jpg").write_bytes(jpeg(77))
+    with pytest.raises(InputError, match="was begun by.*give another folder"):
+        convert.import_folder(folder, tmp_path / "out", None, 0)
+    (tmp_path / "list.csv").write_text("id,url,landmark_id\nabc1,http://127.0.0.1:9/x,1\n")
+    for split in ("train", "divide"):
+        with pytest.raises(InputError, match="was begun by"):
+            convert.fetch(tmp_path / "list.csv", tmp_path / "out", split, 100, 1, 0)
+
+
+def test_fetch_stops_when_the_network_is_gone_and_goes_on_later(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(convert, "MAX_UNANSWERED", 3)
+    photos_in(tmp_path / "web", 1)
+    server = serve(tmp_path / "web")
+    rows = [(identity(n), f"{server.url}/{'0' if n % 3 else 'gone'}.jpg", 1) for n in range(42)]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+    original = convert.download.read
+
+    def cut_off(url, limit):
+        if len(server.requests) > 8:  # within the second of six shards
+            raise ConnectionError("no route to host")
+        return original(url, limit)
+
+    monkeypatch.setattr(convert.download, "read", cut_off)
+    with pytest.raises(InputError, match="3 downloads in a row failed.*no route"):
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    monkeypatch.setattr(convert.download, "read", original)
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    assert len(FolderMirror(tmp_path / "out").ids("train")) == 28
+    assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 14
+
+
+def test_fetch_says_how_many_of_this_list_were_written(tmp_path, serve, capsys):
+    photos_in(tmp_path / "web", 1)
+    url = f"{serve(tmp_path / 'web').url}/0.jpg"
+    for split, numbers in (("train", range(12)), ("index", range(20, 25))):
+        (tmp_path / f"{split}.csv").write_text(
+            "\n".join(["id,url,landmark_id", *(f"{identity(n)},{url},1" for n in numbers)])
+        )
+        convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0)
+    printed = capsys.readouterr().out
+    assert "12 photos written, 0 failed" in printed
+    assert "5 photos written, 0 failed" in printed
+
+
+def kaggle_tree(root: Path) -> Path:
+    for split, numbers in (("train", range(8)), ("index", range(20, 25)), ("test", range(30, 34))):
+        for n in numbers:
+            place = root.joinpath(split, *identity(n)[:3])
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{identity(n)}.jpg").write_bytes(jpeg(n))
+    (root / "train.csv").write_text("\n".join(["id,landmark_id", *(f"{identity(n)},7" for n in range(8))]))
+    sample = ["id,landmarks", *(f"{identity(n)},8815 0.03" for n in range(30, 34))]
+    (root / "sample_submission.csv").write_text("\n".join(sample))
+    return root
+
+
+def test_an_extracted_tree_is_checked_and_shrunk_to_a_whole_mirror(tmp_path, capsys):
+    tree = kaggle_tree(tmp_path / "kaggle")
+    assert check.check(str(tree)) == 0
+    convert.shrink(str(tree), tmp_path / "out", 16)
+    for split in SPLITS:
+        assert sorted(FolderMirror(tmp_path / "out").ids(split)) == sorted(FolderMirror(tree).ids(split))
+    assert check.check(str(tmp_path / "out")) == 0
+
+
+def test_shrink_of_a_wrong_mirror_leaves_nothing(tmp_path, tiny_mirror):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        convert.shrink(str(tmp_path / "empty"), tmp_path / "out", 16)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shrink_names_the_members_that_it_passes_over(tmp_path):
+    source = make_mirror(tmp_path / "m")
+    with tarfile.open(source / "train/images_001.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("../evil\x1b.jpg"))
+    convert.shrink(str(source), tmp_path / "out", 16)
+    failed = pd.read_csv(tmp_path / "out/failed.csv")
+    assert failed.values.tolist() == [["../evil\\x1b.jpg", "train/images_001", "not named a/b/c/ID.jpg"]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["improt"], ["import", "mine"], ["import", "mine", "out", "--seed", "-1"], ["shrink", "mine", "out"],
+        ["shrink", "mine", "out", "--size", "0"], ["shrink", "mine", "out", "--size", "9" * 5000],
+        ["fetch", "x.csv", "out", "--threads", "-1"], ["fetch", "x.csv", "out"], ["import", "nowhere", "out"],
+        ["fetch", ".", "out"], ["import", "mine", "file"], ["check", "mine", "--fast"], ["check", ""],
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments):
+    photos_in(tmp_path / "mine/Tower", 3)
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["mirror.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.run(mirrors.main)
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert not (tmp_path / "out").exists()

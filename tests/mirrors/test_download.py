@@ -1,0 +1,200 @@
+import gzip
+import os
+
+import pytest
+from conftest import Handler
+
+from landmarks.mirrors import download
+from landmarks.running import command
+from landmarks.running.command import InputError, Stopped
+
+BODY = os.urandom(3_000_000)
+
+
+@pytest.fixture
+def server(serve, tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/file").write_bytes(BODY)
+    return serve(tmp_path / "served")
+
+
+def cut(after: int):
+    return lambda handler: handler.send_range(BODY, cut=after)
+
+
+def status(code: int):
+    return lambda handler: handler.send_error(code)
+
+
+def whole_file_again(handler: Handler):
+    del handler.headers["Range"]
+    handler.send_range(BODY)
+
+
+def test_cuts_and_server_errors_are_survived_and_nothing_is_sent_twice(server, tmp_path):
+    server.faults["/file"] = [cut(1_000_000), status(503), cut(500_000), status(429), cut(0), status(500)]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    begins = [int((r or "bytes=0-")[6:-1]) for _, r in server.requests]
+    assert begins == [0, 1_000_000, 1_000_000, 1_500_000, 1_500_000, 1_500_000, 1_500_000]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "served"]
+
+
+def test_more_cuts_than_tries_are_fine_while_bytes_arrive(server, tmp_path):
+    server.faults["/file"] = [cut(100_000)] * (3 * download.TRIES)
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_server_without_ranges_sends_all_again(server, tmp_path):
+    server.faults["/file"] = [cut(1_000_000), whole_file_again]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_part_of_an_earlier_process_is_used_only_on_request(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(BODY[:2_000_000])
+    download.download(f"{server.url}/file", tmp_path / "file", resume=True)
+    assert server.requests == [("/file", "bytes=2000000-")]
+    (tmp_path / "file.part").write_bytes(b"of an older version")
+    download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("extra", [b"", b"longer than the file"])
+def test_a_part_as_long_as_the_file_or_longer(server, tmp_path, extra):
+    (tmp_path / "file.part").write_bytes(BODY + extra)
+    download.download(f"{server.url}/file", tmp_path / "file", resume=True)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_it_gives_up_with_one_clear_line_and_keeps_the_part(server, tmp_path):
+    server.faults["/file"] = [cut(1_000_000)] + [status(503)] * 99
+    with pytest.raises(InputError, match=r"/file could not be read.*HTTP 503.*run the same command again"):
+        download.download(f"{server.url}/file", tmp_path / "file")
+    assert len(server.requests) == 1 + download.TRIES
+    assert (tmp_path / "file.part").stat().st_size == 1_000_000
+    assert not (tmp_path / "file").exists()
+
+
+def test_no_server():
+    with pytest.raises(InputError, match="check the address and the network"):
+        download.exists("http://127.0.0.1:9/file")
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_a_missing_file(server, tmp_path, code):
+    server.faults["/file"] = [status(code)] * 2
+    server.faults["HEAD /file"] = [status(code)]
+    assert not download.exists(f"{server.url}/file")
+    assert not download.download(f"{server.url}/file", tmp_path / "file")
+    assert download.exists(f"{server.url}/file")
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 405, 501])
+def test_a_server_that_answers_only_get(server, code):
+    server.faults["HEAD /file"] = [status(code)]
+    assert download.exists(f"{server.url}/file")
+
+
+def answer(code: int, body: bytes, **headers):
+    def send(handler):
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        answer(206, BODY[:100], Content_Range="bytes 0-99/3000000", Content_Length="100"),
+        answer(206, BODY[:100], Content_Length="100"),
+        answer(206, b"--x", Content_Type="multipart/byteranges; boundary=x"),
+        answer(206, b"packed", Content_Range="bytes 1000000-2999999/3000000", Content_Encoding="gzip"),
+    ],
+)
+def test_another_range_than_the_one_asked_for_is_not_used(server, tmp_path, wrong):
+    server.faults["/file"] = [cut(1_000_000), wrong]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert [r for _, r in server.requests] == [None, "bytes=1000000-", None]
+
+
+def test_a_body_that_is_compressed_unasked_is_unpacked(server, tmp_path):
+    packed = gzip.compress(BODY)
+    length = str(len(packed))
+    server.faults["/file"] = [
+        answer(200, packed[:1_000_000], Content_Encoding="gzip", Content_Length=length),
+        *[answer(200, packed, Content_Encoding="gzip", Content_Length=length)] * 2,
+    ]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert download.read(f"{server.url}/file", len(BODY)) == BODY
+
+
+@pytest.mark.parametrize("length", ["many", "-5", f"{len(BODY)}, {len(BODY)}"])
+def test_an_odd_content_length(server, tmp_path, length):
+    server.faults["/file"] = [answer(200, BODY, Content_Length=length)]
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("code", [202, 204, 304, 416])
+def test_an_answer_without_the_file_is_not_taken_for_it(server, tmp_path, code):
+    server.faults["/file"] = [answer(code, b"")]
+    with pytest.raises(InputError, match=f"HTTP {code}"):
+        download.download(f"{server.url}/file", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://a..b/x", f"http://{'a' * 70}.org/x", "http://[::1", "ftp://x/y", "x"]
+)
+def test_a_url_that_cannot_be_one(url):
+    with pytest.raises(InputError, match="cannot be read"):
+        download.exists(url)
+    with pytest.raises(OSError):
+        download.read(url, 100)
+
+
+def test_existence_is_asked_for_without_the_body_whatever_the_server_knows(server):
+    server.faults["HEAD /file"] = [status(503), status(501)]
+    assert download.exists(f"{server.url}/file")
+    assert download.exists(f"{server.url}/file")
+    assert server.requests == [("HEAD /file", None)] * 2 + [("/file", "bytes=0-0"), ("HEAD /file", None)]
+
+
+def test_other_refusals_are_final(server, tmp_path):
+    server.faults["/file"] = [status(401)]
+    with pytest.raises(InputError, match="HTTP 401"):
+        download.download(f"{server.url}/file", tmp_path / "file")
+    assert len(server.requests) == 1
+
+
+def test_too_large_a_file_is_refused(server, tmp_path):
+    with pytest.raises(InputError, match="more than 1,000 are not accepted"):
+        download.download(f"{server.url}/file", tmp_path / "file", limit=1000)
+    with pytest.raises(OSError, match="not accepted"):
+        download.read(f"{server.url}/file", limit=1000)
+
+
+def test_a_stop_request_ends_it_and_keeps_the_part(server, tmp_path):
+    server.faults["/file"] = [cut(1_000_000), lambda handler: command.stop_event.set() or handler.send_error(503)]
+    with pytest.raises(Stopped):
+        download.download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file.part").stat().st_size == 1_000_000
+
+
+def test_read(server):
+    server.faults["/file"] = [cut(1000)]
+    assert download.read(f"{server.url}/file", limit=len(BODY)) == BODY
+    with pytest.raises(OSError, match="no such file"):
+        download.read(f"{server.url}/other", limit=100)
+    server.faults["/file"] = [cut(1000), status(503)]
+    with pytest.raises(ConnectionError, match="HTTP 503"):
+        download.read(f"{server.url}/file", limit=len(BODY))

@@ -1,0 +1,130 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from keras import ops
+
+from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, class_margins
+
+generator = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_crossentropy(smoothing):
+    probabilities = generator.dirichlet(np.ones(5), 6).astype("float32")
+    labels = np.array([0, 1, 2, 3, 4, 0])
+    target = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    expected = -(target * np.log(probabilities)).sum(axis=1).mean()
+    assert float(SmoothedCrossentropy(smoothing)(labels, probabilities)) == pytest.approx(expected, rel=1e-4)
+    logits = np.log(probabilities) + 3  # a softmax does not change with a shift
+    assert float(SmoothedCrossentropy(smoothing, from_logits=True)(labels, logits)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_the_hardest_photos_teach(backend):
+    """At a probability of e-30 of its class, half of a logit's gradient of -1 and 1 reaches each of two photos."""
+    if find_spec(backend) is None:
+        pytest.skip(f"pip install {backend}")
+    program = """
+import keras, numpy as np
+from landmarks.networks.losses import SmoothedCrossentropy
+layer = keras.layers.Dense(2, use_bias=False, kernel_initializer="zeros")
+model = keras.Sequential([keras.Input((2,)), layer])
+model.compile(keras.optimizers.SGD(1.0), SmoothedCrossentropy(from_logits=True))
+layer.set_weights([np.array([[30.0, 0.0], [0.0, 30.0]], "float32")])
+model.train_on_batch(np.eye(2, dtype="float32"), np.array([1, 0]))
+print(*np.round(keras.ops.convert_to_numpy(layer.kernel), 3).ravel())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"KERAS_BACKEND": backend},
+    )  # fmt: skip
+    assert done.stdout.split() == ["29.5", "0.5", "0.5", "29.5"], done.stderr
+
+
+def arcface_by_angles(classes, margins, cosines, scale):
+    total = 0.0
+    for own, margin, row in zip(classes, margins, cosines.astype("float64"), strict=True):
+        theta = np.arccos(row[own])
+        logits = scale * row
+        logits[own] = scale * (np.cos(theta + margin) if theta + margin < np.pi else row[own] - margin * np.sin(margin))
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[own]
+    return total / len(classes)
+
+
+@pytest.mark.parametrize("scale", [1.0, 16.0, 64.0])
+def test_arcface_against_angles(scale):
+    cosines = generator.uniform(-0.999, 0.999, (50, 7)).astype("float32")
+    classes, margins = generator.integers(0, 7, 50), generator.uniform(0, 0.5, 50).astype("float32")
+    cosines[0, classes[0]] = -0.999  # past pi - margin
+    y_true = np.stack([classes, margins], axis=1).astype("float32")
+    expected = arcface_by_angles(classes, margins, cosines, scale)
+    assert float(ArcFace(scale)(y_true, cosines)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_arcface_without_margin_is_cross_entropy():
+    cosines = np.array([[0.5, -0.5, 0.1]], "float32")
+    expected = -np.log(np.exp(10 * 0.1) / np.exp(10 * cosines[0]).sum())
+    assert float(ArcFace(10.0)(np.array([[2, 0.0]], "float32"), cosines)) == pytest.approx(expected, rel=1e-5)
+
+
+def triplets_by_hand(classes, embeddings):
+    total = 0.0
+    for i, anchor in enumerate(embeddings.astype("float64")):
+        distances = np.linalg.norm(embeddings - anchor, axis=1)
+        positives = [distances[j] for j in range(len(classes)) if classes[j] == classes[i] and j != i]
+        negatives = [distances[j] for j in range(len(classes)) if classes[j] != classes[i]]
+        if positives and negatives:
+            total += np.log1p(np.exp(max(positives) - min(negatives)))
+    return total / len(classes)
+
+
+@pytest.mark.parametrize("classes", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 2], [3, 3, 3, 3, 3, 3], [0, 1, 2, 3, 4, 5]])
+def test_batch_hard_triplets(classes):
+    embeddings = generator.normal(size=(6, 4)).astype("float32")
+    loss = float(BatchHardTriplet()(np.array(classes), embeddings))
+    assert loss == pytest.approx(triplets_by_hand(classes, embeddings), rel=1e-4, abs=1e-6)
+
+
+def test_triplets_of_equal_embeddings_have_a_finite_gradient():
+    import tensorflow as tf
+
+    embeddings = tf.Variable(np.ones((4, 3), "float32"))
+    with tf.GradientTape() as tape:
+        loss = BatchHardTriplet()(np.array([0, 0, 1, 1]), ops.convert_to_tensor(embeddings))
+    assert float(loss) == pytest.approx(np.log(2), rel=1e-5)
+    assert np.isfinite(tape.gradient(loss, embeddings).numpy()).all()
+
+
+def test_margins():
+    margins = class_margins(np.array([1, 16, 10_000]))
+    # n^-1/4 is 1, 0.5, 0.1; to 0..1: 1, 4/9, 0
+    np.testing.assert_allclose(margins, [0.5, 0.05 + 0.45 * 4 / 9, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(class_margins(np.array([5, 5])), 0.05)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_back_end_gives_the_same(backend):
+    if find_spec(backend) is None:
+        pytest.skip(f"pip install {backend}")
+    program = """
+import numpy as np
+from landmarks.networks import losses
+g = np.random.default_rng(1)
+cosines, embeddings = g.uniform(-1, 1, (8, 5)).astype("float32"), g.normal(size=(8, 4)).astype("float32")
+classes = np.array([0, 0, 1, 1, 2, 2, 3, 4])
+y = np.stack([classes, np.full(8, 0.3)], 1).astype("float32")
+print(*(float(x) for x in (losses.ArcFace(16.0)(y, cosines), losses.BatchHardTriplet()(classes, embeddings))))
+"""
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True,
+            text=True, env=os.environ | {"KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        ).stdout.split()
+        for name in ("tensorflow", backend)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*[[float(x) for x in line] for line in printed], rtol=1e-5)

@@ -1,0 +1,121 @@
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from tqdm import tqdm
+
+from landmarks.running import command
+from landmarks.running.command import InputError, Stopped
+from landmarks.running.files import md5, whole
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a main; its exit code and what it printed to stderr."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def run_main(main):
+        with pytest.raises(SystemExit) as ended:
+            command.run(main)
+        return ended.value.code, capsys.readouterr().err
+
+    return run_main
+
+
+def failing(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_exit_codes(run):
+    assert run(lambda: None) == (0, "")
+    assert run(lambda: 1) == (1, "")
+    assert run(failing(InputError("what,\n where"))) == (2, "error: what, where\n")
+    code, message = run(failing(OSError(errno.ENOSPC, "No space left on device", "/x/y")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "no space left on the disk (/x/y)" in message
+    code, message = run(failing(PermissionError(errno.EACCES, "Permission denied", "/x/y")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "/x/y" in message
+
+
+def test_an_error_stands_on_a_line_of_its_own_after_progress_bars(run):
+    def main():
+        for _ in tqdm(range(9), mininterval=0):
+            for _ in tqdm(range(9), mininterval=0, leave=False):
+                raise InputError("wrong")
+
+    _, message = run(main)
+    assert message.endswith("\nerror: wrong\n")
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        command.run(failing(ZeroDivisionError()))
+
+
+def test_the_time_limit_ends_a_run_with_exit_code_0(run):
+    def main():
+        command.limit_time(0.05)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            command.check_stop()
+            time.sleep(0.01)
+
+    code, message = run(main)
+    assert code == 0
+    assert "the time limit is reached" in message
+
+
+def test_signals_ask_to_stop_and_a_second_one_ends_at_once():
+    program = """
+import os, signal, sys, time
+from landmarks.running import command
+def main():
+    os.kill(os.getpid(), signal.SIGINT)
+    if "twice" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    print("tidied up", flush=True)
+    command.check_stop()
+command.run(main)
+"""
+    for arguments, code, printed in (((), 130, "tidied up\n"), (("twice",), 128 + 15, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (code, printed)
+
+
+def test_check_stop_is_silent_until_asked():
+    command.check_stop()
+    command.stop_event.set()
+    with pytest.raises(Stopped):
+        command.check_stop()
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep/file.txt"
+    with whole(path) as part:
+        part.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(KeyboardInterrupt):
+        with whole(path) as part:
+            part.write_text("second")
+            raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_md5(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert md5(tmp_path / "x") == "900150983cd24fb0d6963f7d28e17f72"  # RFC 1321, section A.5

@@ -1,0 +1,221 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import recipe_with
+
+from landmarks.neighbours import penalty
+from landmarks.running import recipe as recipes
+from landmarks.running.command import InputError
+from landmarks.running.recipe import SECTION_OF, Recipe, load, selected
+
+
+def penalty_of(recipe):
+    settings = recipe.recognition
+    return penalty.penalty(settings.penalty, settings.votes, settings.vote_power)
+
+
+def test_small_is_the_default():
+    assert load([]) == load(["--recipe", "small"]) == Recipe()
+
+
+def test_every_shipped_recipe_is_valid():
+    names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
+    published = {"softmax", "triplet", "arcface", "bottleneck"}
+    assert set(names) == published | {"small", "small-triplet", "small-arcface", "small-bottleneck"}
+    for name in names:
+        assert load(["--recipe", name]).run.recipe == name
+
+
+def test_the_published_softmax_recipe():
+    recipe = load(["--recipe", "softmax"])
+    assert recipe.photos.exclude == [138982] and recipe.model.flip and recipe.model.crop_size == 168
+    assert recipe.photos.mirror == "https://s3.amazonaws.com/google-landmark"
+
+
+def test_the_published_triplet_recipe():
+    """12 landmarks x 8 photos of 20 subspaces; the nearest photo less the mean similarity to the 5 nearest of none."""
+    recipe = load(["--recipe", "triplet"])
+    training = recipe.training
+    assert (training.subspaces, training.classes_per_batch, training.photos_per_class) == (20, 12, 8)
+    assert penalty_of(recipe)[1:] == (1, 1.0, 5, 0)
+    assert not recipe.photos.mirror.startswith("http")
+    assert recipe.recognition.non_landmarks == "auto"  # a live challenge has no solution
+
+
+def test_the_published_arcface_recipe():
+    """Votes of 3 after the penalty of 5 and 10 non-landmarks (2020's winners); the best 750 re-ranked (2021's)."""
+    recipe = load(["--recipe", "arcface"])
+    assert penalty_of(recipe)[1:] == (3, 1.0, 10, 5)
+    assert (recipe.retrieval.rerank_by, recipe.retrieval.rerank_depth, recipe.model.subcentres) == ("soft", 750, 3)
+    assert recipe.recognition.non_landmarks == "auto"
+
+
+def test_a_work_folder_goes_on_with_its_recipe_as_it_was(tmp_path):
+    begun = load(["--work", str(tmp_path), "--recipe", "softmax"])
+    old = recipe_with(begun, crop=1.0, learning_rate_steps={170: 1e-4, 330: 4e-5, 380: 2e-5})
+    old.keep()
+    assert load(["--work", str(tmp_path), "--recipe", "softmax"]) == old
+    own = tmp_path / "own.toml"
+    own.write_text("image_size = 128\n")
+    load(["--work", str(tmp_path / "mine"), "--recipe", str(own)]).keep()
+    own.write_text("image_size = 160\n")  # a file of the user's own says what he wants now
+    with pytest.raises(InputError, match="image_size = 128, now 160"):
+        load(["--work", str(tmp_path / "mine"), "--recipe", str(own)])
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    (tmp_path / "mine.toml").write_text('backbone = "VGG16"\nimage_size = 128\n')
+    recipe = load(["--recipe", str(tmp_path / "mine.toml"), "--image-size", "160", "--no-flip", "--exclude", "3,4"])
+    assert (recipe.model.backbone, recipe.model.image_size, recipe.model.flip) == ("VGG16", 160, False)
+    assert recipe.photos.exclude == [3, 4]
+    steps = load(["--schedule=steps", "--learning-rate-steps", "5=0.1", "--learning-rate-steps", "7=0.01"])
+    assert steps.training.learning_rate_steps == {5: 0.1, 7: 0.01}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("45s", 45), ("30m", 1800), ("11h", 39600), ("11h30m", 41400), ("0.5h", 1800)]
+)
+def test_time_limit(text, seconds):
+    assert load(["--time-limit", text]).run.time_limit == seconds
+
+
+WRONG = [
+    (["--imge-size", "3"], "imge-size.*did you mean --image-size"),
+    (["--image-size", "big"], "--image-size.*big"),
+    (["--image-size", "8"], "--image-size.*32"),
+    (["--pooling", "median"], "--pooling.*'gem'.*median"),
+    (["--crop", "1.5"], "--crop.*1.5"),
+    (["--learning-rate-steps", "5=0.1"], "learning_rate_steps are for --schedule steps"),
+    (["--time-limit", "soon"], "--time-limit.*soon"),
+    (["--shards", "3"], "--shards"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--recipe", "nonesuch"], "nonesuch.*small"),
+    (["--learning-rate-steps", "x"], "learning"),
+    (["stray"], "stray"),
+    (["--penalty", "published"], "--penalty published needs --non-landmarks"),
+    (["--non-landmarks", "ids.txt"], "--non-landmarks is for --penalty"),
+    (["--verify", "maybe"], "--verify.*'off', 'none' or 'lower'.*maybe"),
+    (["--verify", "none", "--extractor", "savedmodel"], "savedmodel needs the folder with it: --extractor-model"),
+    (["--loss", "triplet", "--recognizer", "head"], "triplets train no head: --recognizer neighbours"),
+    (
+        ["--loss", "triplet", "--mirror", "https://m.org/x", "--image-size", "224"],
+        "python mirror.py shrink https://m.org/x OUT --size 224",
+    ),
+    (["--classifier", "places.onnx"], "--classifier and --categories"),
+    (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
+    (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
+    (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
+    (["--model-weights", "1,2"], "2 --model-weights for 0 models"),
+    (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_wrong_name_or_value_is_one_clear_line(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_toml_is_named(tmp_path):
+    for text, message in {"backbon = 'x'": "mine.toml.*backbon.*--backbone", "a = [": "mine.toml is not TOML"}.items():
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(["--recipe", str(tmp_path / "mine.toml")])
+
+
+def test_the_work_folder_remembers_its_settings(tmp_path):
+    begun = load(["--work", str(tmp_path), "--image-size", "224", "--time-limit", "1h", "--recipe", "softmax"])
+    begun.keep()
+    again = load(["--work", str(tmp_path)])
+    assert again == recipe_with(begun, time_limit=0)
+    assert load(["--work", str(tmp_path), "--no-rerank", "--ahead", "3"]).retrieval.rerank is False
+    free = load(["--work", str(tmp_path), "--verify", "none", "--extractor", "sift", "--local-size", "640"])
+    assert free.verification.inliers == 35
+    with pytest.raises(InputError, match="backbone = ResNet50, now VGG16.*another --work"):
+        load(["--work", str(tmp_path), "--backbone", "VGG16"])
+    with pytest.raises(InputError, match="image_size = 224, now 256"):
+        load(["--work", str(tmp_path), "--recipe", "small"])
+
+
+def finished(folder, *arguments):
+    """A work folder as training leaves it."""
+    load(["--work", str(folder), *arguments]).keep()
+    for name in ("model.keras", "labels.csv"):
+        (folder / name).touch()
+
+
+def test_several_models(tmp_path):
+    folders = [tmp_path / name for name in ("A", "B")]
+    finished(folders[0], "--image-size", "64", "--votes", "3")
+    finished(folders[1], "--image-size", "96", "--votes", "5", "--seed", "0")
+    both = ["--work", f"{folders[0]},{folders[1]}"]
+    recipe = load([*both, "--model-weights", "1,0.5"])
+    assert (recipe.run.work, recipe.run.models, recipe.run.folders) == (tmp_path / "A+B", folders, folders)
+    assert (recipe.model.image_size, recipe.recognition.votes, recipe.run.model_weights) == (64, 3, [1, 0.5])
+    assert [(recipes.of(folder).run.work, recipes.of(folder).model.image_size) for folder in folders] == [
+        (folders[0], 64),
+        (folders[1], 96),
+    ]
+
+    recipe.keep()
+    assert load(["--work", str(tmp_path / "A+B")]) == load(both) == recipe
+    assert load([*both, "--model-weights", "2,1", "--votes", "1"]).run.model_weights == [2, 1]
+    for wrong, message in {
+        "--recognizer=head": "no head in common: --recognizer neighbours or centres",
+        "--blend=1": "no head in common.*--blend 0",
+        "--model-weights=1,2,3": "3 --model-weights for 2 models",
+        "--model-weights=1,0": "greater than 0",
+        "--image-size=96": "image_size = 64, now 96",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            load([*both, wrong])
+
+
+@pytest.mark.parametrize("other", [["--mirror", "https://example.org"], ["--seed", "7"]])
+def test_models_of_several_mirrors_do_not_go_together(tmp_path, other):
+    finished(tmp_path / "A")
+    finished(tmp_path / "B", *other)
+    with pytest.raises(InputError, match="B was trained on .*another mirror or sample"):
+        load(["--work", f"{tmp_path}/A,{tmp_path}/B"])
+
+
+def test_a_model_that_is_not_finished_is_named(tmp_path):
+    finished(tmp_path / "A")
+    load(["--work", str(tmp_path / "B")]).keep()
+    for both in ("A,B", "B,A"):
+        with pytest.raises(InputError, match=f"no trained model {tmp_path}/B/model.keras: run recognition.py"):
+            load(["--work", ",".join(f"{tmp_path}/{name}" for name in both.split(","))])
+    assert not list(tmp_path.glob("*+*"))
+
+
+def test_a_folder_is_remembered_by_its_full_path(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load(["--mirror", "mirror"]).photos.mirror == str(tmp_path / "mirror")
+
+
+def test_the_crop_follows_the_image_size():
+    assert load([]).model.crop_size == 192
+    assert load(["--image-size", "64"]).model.crop_size == 48
+    assert load(["--crop", "1"]).model.crop_size == 0
+
+
+def test_selected():
+    names = [f"images_{number:03d}" for number in range(5)]
+    assert selected(names, "") == names
+    assert selected(names, "1:3") == names[1:3]
+    assert selected(names, "3:17") == names[3:]
+
+
+@pytest.mark.parametrize("script", ["recognition.py", "retrieval.py"])
+def test_help_names_every_setting_without_tensorflow(script):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", recipes.RECIPES.parent / script, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for name in SECTION_OF:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+    assert " tensorflow" not in done.stderr
+    assert " keras" not in done.stderr

@@ -1,0 +1,342 @@
+import math
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landmarks.running.command import InputError
+from landmarks.scoring import solutions
+from landmarks.scoring.solutions import Solution, read_recognition_solution, read_retrieval_solution
+from landmarks.scoring.submissions import check, read_recognition, read_retrieval, write_recognition, write_retrieval
+
+RECOGNITION_SOLUTION = Solution({"a": [1], "b": [2]}, {"c": [3], "d": []}, {"e", "f"})
+RETRIEVAL_SOLUTION = Solution({"a": ["x"], "b": ["y"]}, {"c": ["z"]}, {"e", "f"})
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(*lines):
+        path = tmp_path / "file.csv"
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    return write
+
+
+def test_read_recognition_solution(file):
+    """The cases of the published dataset_file_io_test.py, here and below."""
+    path = file(
+        "id,landmarks,Usage",
+        "0123456789abcdef,0 12,Public",
+        "0223456789abcdef,,Public",
+        "0323456789abcdef,100,Ignored",
+        "0423456789abcdef,1,Private",
+        "0523456789abcdef,,Ignored",
+    )
+    assert read_recognition_solution(path) == (
+        {"0123456789abcdef": [0, 12], "0223456789abcdef": []},
+        {"0423456789abcdef": [1]},
+        {"0323456789abcdef", "0523456789abcdef"},
+    )
+
+
+def test_read_retrieval_solution(file):
+    path = file(
+        "id,images,Usage",
+        "0123456789abcdef,None,Ignored",
+        "0223456789abcdef,fedcba9876543210 fedcba9876543200,Public",
+        "0323456789abcdef,fedcba9876543200,Private",
+    )
+    assert read_retrieval_solution(path) == (
+        {"0223456789abcdef": ["fedcba9876543210", "fedcba9876543200"]},
+        {"0323456789abcdef": ["fedcba9876543200"]},
+        {"0123456789abcdef"},
+    )
+
+
+def test_none_means_nothing_to_the_reader(file):
+    assert read_retrieval_solution(file("id,images,Usage", "a,None,Public")).public == {"a": ["None"]}
+
+
+def test_read_recognition(file):
+    path = file("id,landmarks", "a,12 0.1 ", "b,", "", "c,-1 -1e-86", "e,any thing at all", "f,1 1")
+    predictions = read_recognition(path, RECOGNITION_SOLUTION)
+    assert predictions == ({"a": (12, 0.1)}, {"c": (-1, -1e-86)})
+
+
+def test_read_retrieval(file):
+    many = [f"{i:016x}" for i in range(150)]
+    path = file("id,images", f"a,{' '.join(many)}", "c,x y x ", "b,", "e,x")
+    assert read_retrieval(path, RETRIEVAL_SOLUTION) == ({"a": many}, {"c": ["x", "y", "x"]})
+
+
+def test_an_empty_prediction_is_not_a_prediction(file):
+    """Unknown ids, and repeats, pass where the first has no prediction."""
+    path = file("id,landmarks", "unknown,", "a,", "a,1 0.5", "e,", "e,1 0.5", "c,", "c,")
+    assert read_recognition(path, RECOGNITION_SOLUTION) == ({"a": (1, 0.5)}, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,12", "1 elements"),
+        ("a,12 0.5 13 0.4", "4 elements"),
+        ("a,12 0.5  ", "3 elements"),
+        ("a, 12 0.5", "3 elements"),
+        ("a, ", "1 elements"),
+        ("a,12.0 0.5", "12.0"),
+        ("a,12 high", "high"),
+        ("a,12 nan", "no score to rank by"),
+        ("unknown,12 0.5", "'unknown' is not in the solution"),
+        ("b,1 0.5", "'b' is repeated"),
+        ("b,", "'b' is repeated"),
+        ("a", "1 columns"),
+        ("a,12 0.5,Public", "3 columns"),
+    ],
+)
+def test_bad_prediction(file, row, message):
+    path = file("id,landmarks", "b,1 0.5", row)
+    with pytest.raises(InputError, match=f"file.csv line 3: .*{message}"):
+        read_recognition(path, RECOGNITION_SOLUTION)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,1,public", "Usage is 'public'"),
+        ("a,1,", "Usage is ''"),
+        ("a,1", "2 columns"),
+        ("a,1,2,Public", "4 columns"),
+        ("a,1;2,Public", "1;2"),
+        ("b,1,Private", "'b' is repeated"),
+        ("b,1,Ignored", "'b' is repeated"),
+    ],
+)
+def test_bad_recognition_solution(file, row, message):
+    with pytest.raises(InputError, match=f"file.csv line 3: .*{message}"):
+        read_recognition_solution(file("id,landmarks,Usage", "b,1,Public", row))
+
+
+def test_repeated_private_prediction(file):
+    with pytest.raises(InputError, match="line 3: test image 'c' is repeated"):
+        read_retrieval(file("id,images", "c,x", "c,y"), RETRIEVAL_SOLUTION)
+
+
+def test_query_without_images_must_be_ignored(file):
+    with pytest.raises(InputError, match="line 2: .*Ignored"):
+        read_retrieval_solution(file("id,images,Usage", "a,,Private"))
+
+
+def test_another_header(file):
+    with pytest.raises(InputError, match="'id,images'; its header must be 'id,landmarks'"):
+        read_recognition(file("id,images", "a,1 0.5"), RECOGNITION_SOLUTION)
+    with pytest.raises(InputError, match="header"):  # a first row would be lost
+        read_recognition(file("a,1 0.5"), RECOGNITION_SOLUTION)
+    with pytest.raises(InputError, match="header"):
+        read_recognition(file(), RECOGNITION_SOLUTION)
+
+
+def test_byte_order_mark_line_ends_and_quotes(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_bytes(b'\xef\xbb\xbfid,landmarks\r\na,1 0.5 \r\n\r\n"c","2 0.25"\r\n')
+    assert read_recognition(path, RECOGNITION_SOLUTION) == ({"a": (1, 0.5)}, {"c": (2, 0.25)})
+
+
+def test_no_csv_file(tmp_path):
+    for name, content in [
+        ("utf-16.csv", "id,landmarks\na,1 0.5\n".encode("utf-16")),
+        ("latin.csv", b"id,landmarks\na,\xe9\n"),
+        ("open-quote.csv", b'id,landmarks\na,"1 0.5\n'),
+        ("text-after-quote.csv", b'id,landmarks\na,"1" 0.5\n'),
+        ("photo.jpg", bytes(range(256)) * 100),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            read_recognition(path, RECOGNITION_SOLUTION)
+    for path in (tmp_path / "absent.csv", tmp_path, tmp_path / "utf-16.csv" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot be read: "):
+            read_recognition(path, RECOGNITION_SOLUTION)
+
+
+def test_a_query_may_have_very_many_images(file):
+    many = [f"{i:016x}" for i in range(50_000)]  # 850,000 characters; the csv module alone stops at 131,072
+    assert read_retrieval_solution(file("id,images,Usage", f"a,{' '.join(many)},Public")).public == {"a": many}
+
+
+def test_size_of_a_cell_and_a_line_is_bounded(file, monkeypatch):
+    monkeypatch.setattr(solutions, "MAX_CELL", 50)
+    monkeypatch.setattr(solutions, "MAX_LINE", 200)
+    for line in (f"a,{'x' * 51}", "x" * 1000, ",x" * 1000):
+        with pytest.raises(InputError, match="field limit|columns"):
+            read_retrieval(file("id,images", line), RETRIEVAL_SOLUTION)
+
+
+def test_a_file_that_is_one_line_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(solutions, "MAX_LINE", 2**16)
+    path = tmp_path / "line.csv"
+    path.write_bytes(b"id,images\n" + b"x," * 2**23)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="columns"):
+        read_retrieval(path, RETRIEVAL_SOLUTION)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23  # half of the line
+
+
+def test_write_recognition(tmp_path):
+    path = tmp_path / "recognition.csv"
+    landmarks = {"b": np.int64(7), "a": np.int32(12)}
+    scores = {"b": np.float32(0.1), "a": np.float64(1e-86)}
+    write_recognition(path, ["a", "none", "b"], landmarks, scores)
+    assert path.read_bytes() == b"id,landmarks\na,12 1e-86\nnone,\nb,7 0.10000000149011612\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+def test_float32_scores_survive(tmp_path_factory, scores):
+    path = tmp_path_factory.mktemp("scores") / "recognition.csv"
+    ids = [f"{i:016x}" for i in range(len(scores))]
+    array = np.array(scores, np.float32)
+    write_recognition(path, ids, dict.fromkeys(ids, 1), dict(zip(ids, array, strict=True)))
+    read = read_recognition(path, Solution(dict.fromkeys(ids, [1]), {}, set())).public
+    survived = np.array([read[identity][1] for identity in ids], np.float32)
+    assert survived.tobytes() == array.tobytes()
+
+
+def test_write_retrieval_row_by_row(tmp_path):
+    path = tmp_path / "retrieval.csv"
+    log = []
+
+    def logged(name, values):
+        for value in values:
+            log.append(name)
+            yield value
+
+    neighbours = [["x", "y"], [], np.array(["z"])]
+    write_retrieval(path, logged("id", "abc"), logged("list", neighbours))
+    assert path.read_bytes() == b"id,images\na,x y\nb,\nc,z\n"
+    assert log == ["id", "list"] * 3
+
+
+@pytest.mark.parametrize("neighbours", [[["x"] * 101], [], [["x"], ["x"]]])
+def test_write_retrieval_leaves_nothing_half_made(tmp_path, neighbours):
+    path = tmp_path / "retrieval.csv"
+    path.write_text("before")
+    with pytest.raises(ValueError):
+        write_retrieval(path, ["a"], neighbours)
+    assert [p.name for p in tmp_path.iterdir()] == ["retrieval.csv"]
+    assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_write_recognition_refuses_scores_that_are_not_finite(tmp_path, score):
+    with pytest.raises(InputError, match="test image a is"):
+        write_recognition(tmp_path / "recognition.csv", ["a"], {"a": 1}, {"a": score})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_passes_the_check(tmp_path):
+    path = tmp_path / "submission.csv"
+    write_recognition(path, ["a", "b", "c"], {"a": 1, "c": 2}, {"a": np.float32(1e-30), "c": -2.5})
+    assert check("recognition", path, ["a", "b", "c"]) == []
+    write_retrieval(path, ["a", "b"], [[f"i{n}" for n in range(100)], []])
+    assert check("retrieval", path, ["a", "b"], [f"i{n}" for n in range(100)]) == []
+
+
+def test_check_forgives_one_trailing_space(file):
+    assert check("recognition", file("id,landmarks", "a,1 0.5 "), ["a"]) == []
+    assert check("retrieval", file("id,images", "a,x y "), ["a"], ["x", "y"]) == []
+
+
+def test_check_recognition_names_each_fault(file):
+    path = file("id,images", "a,1 0.5", "a,1 0.4", "q,1 0.5", "c,1", "d,1 inf", "e,1 0.5,x", "f,-1 0.5", "g,1_0 0.5")
+    assert check("recognition", path, "abcdefg") == [
+        "wrong header: 'id,images', not 'id,landmarks'",
+        "repeated id: line 3: 'a'",
+        "unknown id: line 4: 'q' is no test image of the mirror",
+        "malformed cell: line 5: '1' is not `landmark_id score`",
+        "malformed cell: line 8: '-1 0.5' is not `landmark_id score`",
+        "malformed cell: line 9: '1_0 0.5' is not `landmark_id score`",
+        "score not finite: line 6: '1 inf'",
+        "malformed row: line 7: 3 columns, not 2",
+        "wrong number of rows: 8, but the mirror has 7 test images",
+        "missing id: 'b'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("1 nan", "score not finite"),
+        ("1 -Infinity", "score not finite"),
+        ("1 1e999", "score not finite"),
+        ("1  0.5", "malformed cell"),
+        ("1 0.5  ", "malformed cell"),
+        (" 1 0.5", "malformed cell"),
+        ("1 0.5 2 0.4", "malformed cell"),
+        ("0.5 1", "malformed cell"),
+        ("1 0x1p3", "malformed cell"),
+        ("\u0661 0.5", "malformed cell"),
+        (" ", "malformed cell"),
+    ],
+)
+def test_check_recognition_cell(file, cell, kind):
+    (fault,) = check("recognition", file("id,landmarks", f"a,{cell}"), ["a"])
+    assert fault.startswith(f"{kind}: line 2: ")
+
+
+def test_check_retrieval_names_each_fault(file):
+    index = [f"i{n}" for n in range(101)]
+    path = file("id,images", f"a,{' '.join(index)}", "b,i1 i2 i1", "c,i1  i2", "d,i1 i999 i999")
+    assert check("retrieval", path, "abcd", index) == [
+        "too many ids: line 2: 101, at most 100 count",
+        "id repeated in a list: line 3: 'i1'",
+        "id repeated in a list: line 5: 'i999'",
+        "malformed cell: line 4: the ids are not separated by single spaces",
+        "not in the index: line 5: 'i999'",
+    ]
+
+
+def test_check_lists_20_of_a_kind(file):
+    faults = check("recognition", file("id,landmarks"), [f"{n:03d}" for n in range(300)])
+    assert faults == [
+        "wrong number of rows: 0, but the mirror has 300 test images",
+        *(f"missing id: '{n:03d}'" for n in range(20)),
+        "missing id: 300 in all, the first 20 are listed",
+    ]
+
+
+def test_check_command(tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "test.csv").write_text("id\naaa1\naaa2\n")
+    (tmp_path / "metadata" / "index.csv").write_text("id\nbbb1\n")
+    path = tmp_path / "retrieval.csv"
+
+    def run(task, submission_csv):
+        command = [sys.executable, "submission.py", "check", task, str(submission_csv), "--mirror", str(tmp_path)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    path.write_text("id,images\naaa2,bbb1\naaa1,\n")
+    whole = run("retrieval", path)
+    assert (whole.returncode, whole.stderr) == (0, "")
+
+    path.write_text("id,images\naaa1,bbb1 bbb2\n")
+    faulty = run("retrieval", path)
+    assert (faulty.returncode, faulty.stdout.splitlines()) == (
+        1,
+        [
+            "not in the index: line 2: 'bbb2'",
+            "wrong number of rows: 1, but the mirror has 2 test images",
+            "missing id: 'aaa2'",
+        ],
+    )
+
+    absent = run("recognition", tmp_path / "absent.csv")
+    assert (absent.returncode, absent.stdout, absent.stderr.count("\n")) == (2, "", 1)
