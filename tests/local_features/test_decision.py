@@ -12,8 +12,8 @@ from PIL import Image
 
 import verification
 from features import Features, save_features
-from landmarks.local_features import candidates, decision, matching, points
-from landmarks.local_features.candidates import by_need, kept_features, most_similar
+from landmarks.local_features import calibration, decision, matching, points
+from landmarks.local_features.candidates import by_need, features_of, kept_features, most_similar
 from landmarks.local_features.decision import by_inliers, decide
 from landmarks.local_features.drawing import CAPTION, GAP
 from landmarks.local_features.matching import MATCHING, compare
@@ -194,7 +194,9 @@ def test_verifying_a_run(run, mirror, monkeypatch, capsys):
     assert sorted(path.stem for path in pictures.iterdir()) == sorted(shows)
     assert {size(path) for path in pictures.iterdir()} == {(640 + GAP, 240 + CAPTION)}
 
-    monkeypatch.setattr(candidates, "open_extractor", lambda *_: pytest.fail("features are made again"))
+    monkeypatch.setattr(
+        "landmarks.local_features.candidates.open_extractor", lambda *_: pytest.fail("features are made again")
+    )
     lower = verify(recipe_with(recipe, verify="lower", inlier_weight=0.25), mirror, files, found)
     table = pd.read_csv(recipe.run.work / "verification.csv", index_col="id")
     assert table.loc[shows, "inliers"].min() > 15
@@ -211,7 +213,7 @@ def test_local_features_are_made_again_when_they_would_be_others(run, mirror, tm
         opened.append(points)
         return lambda photo: LocalFeatures(np.full((1, 2), len(opened), np.float32), np.eye(1, 8, dtype=np.float32))
 
-    monkeypatch.setattr(candidates, "open_extractor", open_it)
+    monkeypatch.setattr("landmarks.local_features.candidates.open_extractor", open_it)
     model = tmp_path / "model"
     model.mkdir()
     (model / "delf.keras").write_bytes(b"one")
@@ -446,9 +448,7 @@ def test_calibrating_with_little_disk(trained, capsys):
     mirror, files = open_mirror(recipe.photos.mirror), ensemble.embed(recipe.run, None, ["train"])
     train = mirror.train()["id"].tolist()
     wanted = {train[-1]: train[:2], train[-2]: train[2:4], train[3]: train[1:3]}
-    photos, others, compared = candidates.features_of(
-        recipe.run, recipe.verification, mirror, files, ("train", "train"), wanted
-    )
+    photos, others, compared = features_of(recipe.run, recipe.verification, mirror, files, ("train", "train"), wanted)
     assert size_on_disk(recipe) < 0.9 * everything and compared == wanted
     assert all(len(photos[i].points) and len(others[j].points) for i, row in wanted.items() for j in row)
     capsys.readouterr()
@@ -459,7 +459,7 @@ def test_calibrating_with_little_disk(trained, capsys):
 def test_a_photo_is_never_compared_with_itself(trained, monkeypatch):
     compared = {}
     monkeypatch.setattr(
-        verification, "compare",
+        calibration, "compare",
         lambda candidates, *_: compared.update(candidates) or {i: [0] for i in candidates},
     )  # fmt: skip
     verification.calibrate(trained)

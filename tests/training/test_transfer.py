@@ -184,7 +184,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, straight, monkeyp
     for array, wanted in zip(got, straight[2].values(), strict=True):
         np.testing.assert_allclose(array, wanted, atol=1e-6)
     for name in ("training.csv", "top/training.csv"):
-        one, other = (pd.read_csv(work / name) for work in (recipe.run.work, straight[0].work))
+        one, other = (pd.read_csv(work / name) for work in (recipe.run.work, straight[0].run.work))
         assert one["shard"].tolist() == other["shard"].tolist()
 
 
