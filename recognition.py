@@ -14,44 +14,49 @@ import numpy as np
 import pandas as pd
 
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.open import open_mirror
+from landmarks.mirrors.open import open_mirror, require_place
 from landmarks.neighbours import nonlandmarks, penalty, rerank, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
+from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
-from landmarks.scoring import scores, submissions
+from landmarks.scoring import scores, solutions, submissions
 
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
-    run, verifies = recipe.run, recipe.verification.verify != "off"
+    run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
     make_writable(run.work)
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    check(recipe)
+    with held(run.work, *run.models):
+        recognise(recipe)
+
+
+def recognise(recipe: Recipe) -> None:
+    """The whole job, with the work folder to itself."""
+    run, verifies = recipe.run, recipe.verification.verify != "off"
+    mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
-
-    command.prepare_backend()
-    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
-
-    if verifies:
-        from landmarks.local_features import decision
-
-        decision.require(run, recipe.model, recipe.verification)  # before training, not after it
     recipe.keep()
     if not run.models:
         train_model(recipe, mirror)
     splits = ["test"] if recipe.recognition.recognizer == "head" and not verifies else ["test", "train"]
     splits += [split for group in references for split in group.splits if split not in splits]
+    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
+
     files = ensemble.embed(run, mirror, splits)
     if files is None:
         return
     references = nonlandmarks.located(references, files, mirror.train(), run.index_parts, run.work / "penalty")
     found = predict(recipe, mirror, files, references)
     if verifies:
+        from landmarks.local_features import decision
+
         found = decision.verify(run, recipe.verification, mirror, files, found)
     submission_csv = run.work / "recognition.csv"
     submissions.write_recognition(
@@ -67,11 +72,34 @@ def main() -> None:
     )
 
 
+def check(recipe: Recipe) -> None:
+    """Say what is wrong with any setting before there is any work: no sample is rendered, nothing downloaded.
+
+    Raises InputError. What only the photos can tell, like a landmark with too few of them, comes later.
+    """
+    run, source = recipe.run, recipe.source
+    require_place(source.mirror)
+    nonlandmarks.check(recipe.recognition.non_landmarks)
+    if source.solution:
+        solutions.read_recognition_solution(Path(source.solution))
+    command.prepare_backend()
+    if not any((folder / name).exists() for folder in run.folders for name in ("model.keras", "checkpoint.keras")):
+        from landmarks.networks.backbones import build_backbone
+        from landmarks.training import selection
+
+        selection.check(recipe.photos, run.work)
+        build_backbone(recipe.model.backbone, recipe.model.weights)
+    if recipe.verification.verify != "off":
+        from landmarks.local_features import decision
+
+        decision.require(run, recipe.model, recipe.verification)
+
+
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
     """Train the model in the work folder, or train it further, unless it is finished."""
     import model as models
     from landmarks.training import selection, validation
-    from landmarks.training.run import train
+    from landmarks.training.run import CHECKPOINTS, train
 
     work = recipe.run.work
     path = work / "model.keras"
@@ -84,7 +112,7 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
-        for name in ("checkpoint.keras", "best.keras"):
+        for name in (*CHECKPOINTS, "best.keras"):
             (work / name).unlink(missing_ok=True)
         validation.clear(work)
 

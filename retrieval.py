@@ -18,19 +18,29 @@ from landmarks.neighbours import expansion, rerank, search, voting
 from landmarks.neighbours.search import Neighbours
 from landmarks.running import command
 from landmarks.running import recipe as recipes
+from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
 from landmarks.running.settings import RetrievalSettings, RunSettings
-from landmarks.scoring import scores, submissions
+from landmarks.scoring import scores, solutions, submissions
 
 
 def main() -> None:
     recipe = recipes.load(sys.argv[1:])
-    run, settings = recipe.run, recipe.retrieval
+    run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    if recipe.source.solution:
+        solutions.read_retrieval_solution(Path(recipe.source.solution))
+    with held(run.work, *run.models):
+        retrieve(recipe)
+
+
+def retrieve(recipe: Recipe) -> None:
+    """The whole job, with the work folder to itself."""
+    run, settings = recipe.run, recipe.retrieval
+    mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("index", "test")
     if run.models:
         recipe.keep()  # their common work folder may be new
@@ -53,7 +63,12 @@ def main() -> None:
         neighbours = decision.rerank(run, recipe.verification, mirror, files, neighbours, count=settings.rerank_inliers)
     submission_csv = run.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
-    scores.write_scores("retrieval", submission_csv, mirror.solution("retrieval"), run.work / "retrieval.metrics.json")
+    scores.write_scores(
+        "retrieval",
+        submission_csv,
+        mirror.solution("retrieval"),
+        run.work / "retrieval.metrics.json",
+    )
 
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> Neighbours:

@@ -28,6 +28,7 @@ from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
+from landmarks.running.locks import held
 
 
 def match(a: Path, b: Path, out: Path, extractor: str, model: Path | None, size: int, points: int) -> None:
@@ -68,10 +69,11 @@ def calibrate(work: Path) -> None:
     from landmarks.neighbours import ensemble
 
     decision.require(run, recipe.model, settings)
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     splits, none = calibration.photos_of_no_landmark(mirror)
-    files = ensemble.embed(run, mirror, splits)
-    verified = calibration.verify_held_out(run, settings, mirror, files, none, recipe.training.seed)
+    with held(run.work, *run.models):
+        files = ensemble.embed(run, mirror, splits)
+        verified = calibration.verify_held_out(run, settings, mirror, files, none, recipe.training.seed)
     truth = {row.Index: [row.truth] if row.shown else [] for row in verified.itertuples()}
     table, best = calibration.calibrate(verified, truth, decision.largest_threshold(settings))
     print(table.to_string(float_format="{:.4f}".format))

@@ -49,7 +49,7 @@ def main() -> None:
 
 def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
     recipe = recipes.load(["--work", str(work)])
-    mirror = open_mirror(recipe.photos.mirror, work / "mirror", seed=recipe.training.seed)
+    mirror = open_mirror(recipe.source.mirror, work / "mirror", seed=recipe.training.seed)
     references = nonlandmarks.references("other-half", mirror)
     files = {
         split: [work / f"features/{split}/{name}.npz" for name in mirror.shard_names(split)]

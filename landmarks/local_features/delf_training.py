@@ -36,7 +36,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings, VerificationSettings
 from landmarks.running.threads import in_threads
-from landmarks.training.run import Trainer
+from landmarks.training.run import CHECKPOINTS, Trainer
 from landmarks.training.schedule import stream
 
 SETTINGS = ("delf_backbone", "delf_weights", "delf_epochs", "delf_photos")  # that change what is made
@@ -154,7 +154,8 @@ def train_delf(
     whole_features = delf.build(normalization, features, head)
     mean, axes = principal_axes(_samples(sample, whole_features, settings.local_size), DIMENSIONS)
     models.save(delf.with_pca(whole_features, mean, axes), path)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(place)
     return path
 

@@ -10,6 +10,7 @@ import pandas as pd
 from landmarks.mirrors.shards import FolderShard, TarShard
 from landmarks.mirrors.tables import read_table
 from landmarks.running.command import InputError
+from landmarks.running.settings import MirrorSettings
 
 SPLITS = ("train", "index", "test")
 SOLUTIONS = {
@@ -23,9 +24,11 @@ MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 class Mirror(ABC):
     """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, settings: MirrorSettings | None = None):
         self.name = name
+        self.settings = settings or MirrorSettings()
         self._tables: dict[str, pd.DataFrame] = {}
+        self._damaged: dict[str, dict[str, int]] = {}  # by split and shard: how many of its photos are left
 
     @abstractmethod
     def path(self, relative: str) -> Path | None:
@@ -40,7 +43,7 @@ class Mirror(ABC):
         """The shards of these names one after another, each closed when the next is asked for.
 
         Raises:
-            InputError: a shard cannot be had, or is damaged.
+            InputError: a shard cannot be had; or is damaged, where `strict`; or too many are (`tolerate`).
         """
 
     @abstractmethod
@@ -75,8 +78,8 @@ class Mirror(ABC):
         return dict(zip(table["landmark_id"], table["category"], strict=True))
 
     def solution(self, task: str) -> Path | None:
-        """The published solution of "recognition" or "retrieval", where there is one."""
-        return self.path(SOLUTIONS[task])
+        """The solution of "recognition" or "retrieval": the one given, else the published one, where there is one."""
+        return Path(self.settings.solution) if self.settings.solution else self.path(SOLUTIONS[task])
 
     def published_md5(self, split: str, name: str) -> str | None:
         """The md5 that the mirror states for a shard, if it does."""
@@ -95,6 +98,26 @@ class Mirror(ABC):
                     f"{self.name} is no mirror with {split} photos: it has neither {split}/images_000.tar nor a tree "
                     f"{split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py import`"
                 )
+
+    def tolerate(self, split: str, shard: TarShard) -> None:
+        """Pass over the damage of a shard whose other photos are used, unless too many are damaged.
+
+        Raises InputError beyond the setting `max_damaged`, or when no shard of the split has a photo.
+        """
+        damaged = self._damaged.setdefault(split, {})
+        damaged[shard.name] = len(shard.ids)
+        count = len(self.shard_names(split))
+        if len(damaged) > max(1, self.settings.max_damaged * count):
+            raise InputError(
+                f"{len(damaged)} of {count} {split} shards of {self.name} are damaged, the last is {shard.name} "
+                f"({shard.damage}): copy them to the mirror again, or give more than --max-damaged "
+                f"{self.settings.max_damaged:g}"
+            )
+        if len(damaged) == count and not any(damaged.values()):
+            raise InputError(
+                f"no {split} shard of {self.name} has a whole photo ({shard.name} is {shard.damage}): copy it to the "
+                "mirror again"
+            )
 
     def _table(self, split: str) -> pd.DataFrame:
         """A split's CSV, read once: train.csv of the public mirror takes 5 seconds."""

@@ -12,6 +12,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import DamagedShard, FolderShard, TarShard
 from landmarks.running.command import check_stop
 from landmarks.running.files import md5
+from landmarks.running.settings import MirrorSettings
 from landmarks.running.threads import in_threads
 
 FAULTS_LISTED = 20  # of each kind
@@ -19,7 +20,7 @@ FAULTS_LISTED = 20  # of each kind
 
 def check(mirror: str) -> int:
     """Read a whole mirror and print each fault; 1 if there is any, else 0."""
-    source = open_mirror(mirror)
+    source = open_mirror(mirror, settings=MirrorSettings(strict=True))
     source.require("train")
     faults = [fault for split in SPLITS if source.shard_names(split) for fault in _check_split(source, split)]
     for fault in faults:

@@ -9,6 +9,8 @@ from pathlib import Path
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, FolderShard, TarShard
 from landmarks.mirrors.tables import read_table
+from landmarks.running.command import InputError
+from landmarks.running.settings import MirrorSettings
 
 PHOTOS_PER_VIRTUAL_SHARD = 8192  # as many as a shard of the public mirror holds
 SHARD_NAME = re.compile(r"images_\d{3,}")
@@ -21,8 +23,8 @@ class FolderMirror(Mirror):
     may lie in `metadata/` or, as in a Kaggle competition's input folder, beside the splits.
     """
 
-    def __init__(self, folder: Path):
-        super().__init__(str(folder))
+    def __init__(self, folder: Path, settings: MirrorSettings | None = None):
+        super().__init__(str(folder), settings)
         self.folder = folder
         self._tree_ids: dict[str, list[str]] = {}
 
@@ -67,9 +69,16 @@ class FolderMirror(Mirror):
         path = self.folder / split / f"{name}.tar"
         if path.exists():
             try:
-                return TarShard(path)
+                shard = TarShard(path, salvage=not self.settings.strict)
             except DamagedShard as damage:
                 raise DamagedShard(f"damaged shard {damage}; copy it to the mirror again") from damage
+            if shard.damage:
+                try:
+                    self.tolerate(split, shard)
+                except InputError:
+                    shard.close()
+                    raise
+            return shard
         begin = int(name.removeprefix("images_")) * PHOTOS_PER_VIRTUAL_SHARD
         ids = self._ids_of_tree(split)[begin : begin + PHOTOS_PER_VIRTUAL_SHARD]
         return FolderShard(self.folder / split, name, ids)

@@ -11,36 +11,45 @@ from landmarks.mirrors.build import build_mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError
+from landmarks.running.locks import require_idle
+from landmarks.running.settings import MirrorSettings
 from landmarks.sample import photos
 
 
 def open_mirror(
-    source: str, cache: Path | None = None, ahead: int = 1, strict_md5: bool = False, seed: int = 0
+    source: str, cache: Path | None = None, seed: int = 0, settings: MirrorSettings | None = None
 ) -> Mirror:
     """Open a mirror at a URL, in a folder, or `sample`, the built-in one, made in `cache` if it is not there yet.
 
     Args:
         cache: the folder that downloads and the sample go to; a folder of this process' own when None.
+        seed: of the sample.
 
     Raises:
         InputError: there is no such folder.
     """
+    require_place(source)
     if cache is None:
         cache = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
     if source.startswith(("http://", "https://")):
-        return WebMirror(source, cache, ahead, strict_md5)
+        return WebMirror(source, cache, settings)
     if source == "sample":
         folder = cache / f"sample-{seed}"
         if not folder.exists():
             make_sample(folder, seed)
-        return FolderMirror(folder)
-    if not Path(source).is_dir():
+        return FolderMirror(folder, settings)
+    require_idle(Path(source))
+    return FolderMirror(Path(source), settings)
+
+
+def require_place(source: str) -> None:
+    """Raise InputError unless `source` is `sample`, a URL, or a folder that is there."""
+    if source != "sample" and not source.startswith(("http://", "https://")) and not Path(source).is_dir():
         raise InputError(
             f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a "
             "folder, such as `python mirror.py shrink` and `import` make"
         )
-    return FolderMirror(Path(source))
 
 
 def make_sample(

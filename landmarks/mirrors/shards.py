@@ -33,22 +33,29 @@ class TarShard:
     Only regular members named `a/b/c/ID.jpg` (a, b, c: the first three characters of ID) of at most 64 MiB count.
     `ids` lists their ids in the tar's order, `refused` every other member as (name, reason). Folders are passed over.
 
+    With `salvage` a tar that is cut or malformed has the photos that lie whole before the fault, which `damage` tells,
+    as `refused` does under the tar's own name.
+
     Raises:
-        DamagedShard: the tar is cut or malformed.
+        DamagedShard: without `salvage`, the tar is cut or malformed.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, salvage: bool = False):
         self.path = Path(path)
         self.name = self.path.stem
         self.refused: list[tuple[str, str]] = []
         self.places: dict[str, tuple[int, int]] = {}  # offset and size of each photo, by id
+        self.damage = ""
         self._lock = threading.Lock()
         self._file = open(self.path, "rb")
         try:
             self._read_directory()
         except (DamagedShard, tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
-            self._file.close()
-            raise DamagedShard(f"{self.path}: {error}") from error
+            if not salvage:
+                self._file.close()
+                raise DamagedShard(f"{self.path}: {error}") from error
+            self.damage = f"damaged: {error}; the {len(self.places):,} photos before that are used"
+            self.refused.append((self.path.name, self.damage))
         self.ids = list(self.places)
 
     def _read_directory(self) -> None:

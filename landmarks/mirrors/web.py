@@ -19,6 +19,7 @@ from landmarks.mirrors.tables import read_table
 from landmarks.running import command
 from landmarks.running.command import InputError
 from landmarks.running.files import md5
+from landmarks.running.settings import MirrorSettings
 
 MAX_SHARDS = 1000  # images_NNN has three digits
 
@@ -28,16 +29,15 @@ class WebMirror(Mirror):
 
     While one shard is in use the next `ahead` are downloaded, so at most `ahead + 1` are on disk; what a stopped run
     left stays for the stream that wants it while there is room. A shard whose md5 differs from the published one is
-    downloaded a second time; if it differs again, it is used when the tar reads whole (train shard 000 of the public
-    mirror has never matched), said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
+    downloaded a second time; if it differs again, it is used (train shard 000 of the public mirror has never matched),
+    said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused. One that is damaged still has
+    the photos before the fault, unless the settings are `strict`.
     """
 
-    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
-        super().__init__(url.rstrip("/"))
+    def __init__(self, url: str, cache: Path, settings: MirrorSettings | None = None):
+        super().__init__(url.rstrip("/"), settings)
         self.url = self.name
         self.cache = cache
-        self.ahead = ahead
-        self.strict_md5 = strict_md5
         self._shard_counts: dict[str, int] = {}
 
     def path(self, relative: str) -> Path | None:
@@ -57,8 +57,8 @@ class WebMirror(Mirror):
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
         self._clear_shards(
-            wanted=[self._place(split, name) for name in names[: self.ahead + 1]],
-            room=max(self.ahead + 1 - len(set(names)), 0),
+            wanted=[self._place(split, name) for name in names[: self.settings.ahead + 1]],
+            room=max(self.settings.ahead + 1 - len(set(names)), 0),
         )
         waiting = iter(names)
         abandoned = threading.Event()
@@ -74,10 +74,12 @@ class WebMirror(Mirror):
             return [(name, pool.submit(self._fetch, split, name, check)) for name in islice(waiting, count)]
 
         try:
-            fetched = deque(fetch_next(self.ahead + 1))
+            fetched = deque(fetch_next(self.settings.ahead + 1))
             while fetched:
                 name, path = fetched.popleft()
-                with closing(TarShard(path.result())) as shard:
+                with closing(TarShard(path.result(), salvage=not self.settings.strict)) as shard:
+                    if shard.damage:
+                        self.tolerate(split, shard)
                     yield shard
                 if name not in dict(fetched):  # an epoch may begin with the shard that the last one ended with
                     shard.path.unlink()
@@ -125,17 +127,17 @@ class WebMirror(Mirror):
                 if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
                     raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
             found = md5(path)
-            matches = expected in (None, found) or (not self.strict_md5 and found in self._accepted_mismatches())
+            accepts = not self.settings.strict_md5
+            matches = expected in (None, found) or (accepts and found in self._accepted_mismatches())
             fault = (
                 f"its md5 is {found}, published is {expected}; without --strict-md5 it is used if the tar reads whole"
             )
-            if matches or (is_second and not self.strict_md5):
-                try:
-                    TarShard(path).close()
-                except DamagedShard as damage:
-                    fault = str(damage)
-                else:
-                    if not matches:
+            if matches or (is_second and accepts):
+                shard = TarShard(path, salvage=True)
+                shard.close()
+                fault = shard.damage
+                if not fault or (is_second and not self.settings.strict):
+                    if not (matches or fault):
                         self._accept_mismatch(relative, expected, found)
                     return path
             path.unlink()

@@ -12,7 +12,7 @@ import model as models
 from features import Features, is_whole, load_features, save_features
 from landmarks.mirrors.base import Mirror
 from landmarks.running import recipe as recipes
-from landmarks.running.command import check_stop
+from landmarks.running.command import InputError, check_stop
 from landmarks.running.settings import RunSettings
 
 
@@ -24,11 +24,15 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
     Returns:
         A file a shard for each split, in the mirror's order; None while some are missing that `run.shards` leaves to
         other runs.
+
+    Raises InputError if a model has learnt none of the first one's landmarks.
     """
-    by_model = []
+    by_model, known = [], models.load_labels(run.folders[0] / "labels.csv")
     for folder in run.folders:
         own = recipes.of(folder)
         landmarks = models.load_labels(folder / "labels.csv")
+        if not np.isin(landmarks, known).any():
+            raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
         predictor = models.predictor(models.load(folder / "model.keras"), own.embedding.mirrored)
         embed_split = partial(
             features.embed, predictor, landmarks, mirror, work=folder, settings=own.embedding,

@@ -64,6 +64,12 @@ def references(setting: str, mirror: Mirror) -> list[References]:
     return halves
 
 
+def check(setting: str) -> None:
+    """Raise InputError if the setting `non_landmarks` names a file that is malformed."""
+    if setting not in ("", "auto", "other-half"):
+        read_ids(Path(setting))
+
+
 def reference_halves(solution: Solution, test_ids: Iterable[str]) -> list[References]:
     """Public photos are served by the private half's photos of no landmark, all other test photos by the public half's.
 

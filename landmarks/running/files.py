@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from landmarks.running.command import InputError, check_stop
@@ -11,23 +12,48 @@ from landmarks.running.command import InputError, check_stop
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` (same suffix) to write to; renamed to `path` if the block ends well, deleted if not."""
+    """A path beside `path` (same suffix) to write to; renamed to `path` if the block ends well, deleted if not.
+
+    It is on the disk before it gets its name: a power cut leaves the old file or the new one, and never half of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"part-{path.name}")
     try:
         yield part
+        _to_disk(part)
         os.replace(part, path)
+        with suppress(OSError):  # some systems and file systems do not let a folder be opened for that
+            _to_disk(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
+def _to_disk(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def require_space(folder: Path, size: float, what: str) -> None:
+    """Raise InputError unless there are `size` bytes free where `folder` is, before they are begun to be written."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise InputError(
+            f"no space left on the disk: {what} takes {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free in {folder}; "
+            "free some and run the same command again"
+        )
+
+
 def make_writable(folder: Path) -> None:
     """Make a folder if need be and try to write in it. Raises InputError when that cannot be."""
     try:
-        with whole(folder / "try") as part:
+        with whole(folder / f"try-{os.getpid()}") as part:
             part.touch()
-        (folder / "try").unlink()
+        (folder / f"try-{os.getpid()}").unlink()
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); give another folder or mend it") from error
 

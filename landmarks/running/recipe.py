@@ -22,6 +22,7 @@ from landmarks.running.files import whole
 from landmarks.running.settings import (
     ROOT,
     EmbeddingSettings,
+    MirrorSettings,
     ModelSettings,
     PhotoSettings,
     RecognitionSettings,
@@ -38,6 +39,7 @@ else:
     import tomli as tomllib
 
 RECIPES = ROOT / "recipes"
+MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
 class Recipe(BaseModel):
@@ -46,6 +48,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: RunSettings = RunSettings()
+    source: MirrorSettings = MirrorSettings()
     photos: PhotoSettings = PhotoSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
@@ -68,7 +71,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
-        mirror, size = self.photos.mirror, self.model.image_size
+        mirror, size = self.source.mirror, self.model.image_size
         if self.model.loss == "triplet" and mirror.startswith(("http://", "https://")):
             raise ValueError(
                 f"triplets need any photo at any time, which {mirror} does not give: make a small local copy with "
@@ -107,11 +110,14 @@ def load(arguments: list[str]) -> Recipe:
         given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).name for folder in given["models"]))
     if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
         given["mirror"] = str(Path(given["mirror"]).resolve())
-    kept = Path(given.get("work", "work")) / "recipe.toml"
-    if not kept.exists() and "models" in given:  # the first one's settings hold for all together
-        kept = Path(given["models"][0]) / "recipe.toml"
+    if given.get("work") == "":
+        raise InputError("--work is empty: name the folder for everything that is made")
+    work = Path(given.get("work", "work"))
+    if "models" in given and not _has_begun(work):  # the first one's settings hold for all together
+        work = Path(given["models"][0])
+    kept = work / "recipe.toml"
     base = _find(given.get("recipe", "small"))
-    before = from_flat(_read(kept), kept) if kept.exists() else None
+    before = from_flat(_read(kept), kept) if _has_begun(work) else None
     # What was begun with a recipe goes on with it as it was then, whatever a newer release has under its name.
     if before and given.get("recipe", before.run.recipe) == before.run.recipe:
         if base.parent == RECIPES or "recipe" not in given:
@@ -120,16 +126,15 @@ def load(arguments: list[str]) -> Recipe:
     if before:
         old, new = before.fixed(), recipe.fixed()
         if changed := [f"{name} = {old[name]}, now {new[name]}" for name in sorted(old) if old[name] != new[name]]:
-            raise InputError(
-                f"{kept.parent} was begun with {', '.join(changed)}; give these as they were, or another --work"
-            )
+            raise InputError(f"{work} was begun with {', '.join(changed)}; give these as they were, or another --work")
     for folder in recipe.run.models:
-        ours, theirs = (
-            (one.photos.mirror, one.photos.mirror == "sample" and one.training.seed) for one in (recipe, of(folder))
-        )
-        if ours != theirs:
-            raise InputError(f"{folder} was trained on {theirs[0]}, {recipe.run.models[0]} on another mirror or sample")
+        of(folder)  # there is a trained model
     return recipe
+
+
+def _has_begun(work: Path) -> bool:
+    """Whether the work folder keeps settings, and anything that was made with them: before that they bind nobody."""
+    return (work / "recipe.toml").is_file() and any((work / name).exists() for name in MADE)
 
 
 def of(folder: Path) -> Recipe:

@@ -51,10 +51,6 @@ class RunSettings(Section):
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
-    ahead: int = Field(1, ge=0)
-    """shards to download while one is in use; at most this + 1 are on disk"""
-    strict_md5: bool = False
-    """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     index_parts: int = Field(6, ge=1)
@@ -77,11 +73,28 @@ class RunSettings(Section):
         return self
 
 
-class PhotoSettings(Section):
-    """the photos, and which of them are learnt from"""
+class MirrorSettings(Section):
+    """where the photos are"""
+
+    free = True
 
     mirror: str = "sample"
     """where the photos are: `sample` (built in), a URL, or a folder"""
+    ahead: int = Field(1, ge=0)
+    """shards to download while one is in use; at most this + 1 are on disk"""
+    strict_md5: bool = False
+    """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
+    strict: bool = False
+    """end the run at the first damaged shard, instead of using the photos that lie whole before the fault"""
+    max_damaged: float = Field(0.05, ge=0, le=1)
+    """part of a split's shards that may be damaged, beyond one, before the run ends"""
+    solution: str = Field("", exclude=True)
+    """a solution to score by, instead of the mirror's own"""
+
+
+class PhotoSettings(Section):
+    """which photos are learnt from"""
+
     clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
     """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
     classifier: str = ""

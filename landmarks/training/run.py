@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import shutil
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,20 +18,22 @@ from tensorboard.summary import Writer
 from tqdm import tqdm
 
 import model as models
+from features import digest
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.random_access import RandomAccess
 from landmarks.mirrors.shards import FolderShard, TarShard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from landmarks.running.command import InputError, Stopped, check_stop
-from landmarks.running.files import whole
+from landmarks.running.files import require_space, whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.skipped import record_skipped
 from landmarks.training import transfer, triplets
 from landmarks.training.schedule import learning_rate, optimizer, stream
-from landmarks.training.validation import Validation
+from landmarks.training.validation import Validation, clear, hold_out
 
 BEST = "nearest_photo_gap"  # what `keep_best` goes by
+CHECKPOINTS = ("checkpoint.keras", "checkpoint-before.keras")  # the last two
 
 
 def train(
@@ -40,36 +46,41 @@ def train(
 ) -> keras.Model:
     """Train on the mirror's train shards, from the checkpoint in the work folder if there is one.
 
-    A mini-epoch is one shard; with triplets it is one pass over all photos, in batches of similar landmarks.
-    The last `validation_shards` shards are held out. Photos that are not in `photos` (`id`, `landmark_id`), or whose
-    landmark is not in `landmarks` (classes,), are passed over. With `bottleneck_epochs` the top learns before, so that
-    no backbone is trained under a random top.
+    A mini-epoch is one shard; with triplets it is one pass over all photos, in batches of similar landmarks. The last
+    `validation_shards` shards are held out; of a mirror with no more than these, every fifth photo of each landmark.
+    Photos that are not in `photos` (`id`, `landmark_id`), or whose landmark is not in `landmarks` (classes,), are
+    passed over. With `bottleneck_epochs` the top learns before, so that no backbone is trained under a random top.
 
     Raises:
-        InputError: too few shards, the checkpoint does not load, or triplets are to be drawn from a mirror at a URL.
+        InputError: the work folder was begun on other photos, the checkpoint does not load, or triplets are to be drawn
+            from a mirror at a URL.
         Stopped: this run is asked to end; a checkpoint is written first.
     """
-    names = mirror.shard_names("train")
-    held_out = names[max(len(names) - training.validation_shards, 0) :]
-    names = names[: len(names) - len(held_out)]
-    if not names:
-        raise InputError(
-            f"{mirror.name} has {len(held_out)} train shards; --validation-shards {training.validation_shards} "
-            "leaves none to train on"
-        )
     photos = photos[photos["landmark_id"].isin(landmarks)]
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
+    _claim(run.work, classes)
+    names = mirror.shard_names("train")
+    if training.validation_shards < len(names):
+        held_out, held_classes = names[len(names) - training.validation_shards :], classes
+        names = names[: len(names) - training.validation_shards]
+    else:
+        held_out, held_classes = names, hold_out(classes, training.seed)
+        classes = classes.drop(held_classes.index)
+        print(
+            f"{mirror.name} has {len(names)} train shards, too few to hold out {training.validation_shards}: "
+            f"{len(held_classes):,} photos are held out instead"
+        )
 
     by_triplets = model.loss == "triplet"
     trainer = Trainer(run, model, training, classes, total=training.epochs * (1 if by_triplets else len(names)))
     validation = Validation(
-        mirror, held_out, classes, run.work, training.validation_images, model.image_size, training.batch_size
+        mirror, held_out, held_classes, run.work, training.validation_images, model.image_size, training.batch_size
     )
     if training.keep_best and not validation.is_query.any():
         held_out_photos = len(validation.classes)
         print(f"no landmark has two of the {held_out_photos} held-out photos: the last model is kept, not the best")
     if training.bottleneck_epochs:
-        if not trainer.checkpoint.exists():
+        if not trainer.resumed:
             _train_top(run, model, training, mirror, names, classes, trainer.model)
             trainer.save()  # which tells that this stage is done
             scores = validation.scores(trainer.model)
@@ -82,6 +93,25 @@ def train(
         drawn = stream(training, mirror, names, classes, done)
     trainer.train(drawn, validation.scores)
     return models.load(trainer.best) if trainer.best.exists() else trainer.model
+
+
+def _claim(work: Path, classes: pd.Series) -> None:
+    """Note which photos are learnt from, and as what, wherever they are; what was made from others goes.
+
+    Raises InputError if a checkpoint was made from others.
+    """
+    note, photos = work / "train_photos.md5", digest("\n".join(classes.index).encode(), classes.to_numpy("int64"))
+    if note.exists() and note.read_text() != photos:
+        if any((work / name).exists() for name in CHECKPOINTS):
+            raise InputError(
+                f"{work} was begun on other train photos or landmarks than this mirror has: give the one that it was "
+                "begun on, wherever it is now, or another --work"
+            )
+        clear(work)
+        transfer.clear(work)
+        shutil.rmtree(work / "centres", ignore_errors=True)
+    with whole(note) as part:
+        part.write_text(photos)
 
 
 def _train_top(
@@ -131,7 +161,8 @@ class Trainer:
         self.batches = batches or Batches
         self.total = total
         self.counts = np.bincount(classes)
-        self.checkpoint = run.work / "checkpoint.keras"
+        self.checkpoint = run.work / CHECKPOINTS[0]
+        self.previous = run.work / CHECKPOINTS[1]
         self.best = run.work / "best.keras"
         self.history: list[dict] = []  # a row for each finished mini-epoch
         self.step = 0  # finished steps of the mini-epoch in hand
@@ -139,12 +170,11 @@ class Trainer:
         metrics = {"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[model.loss]
         # Without its policy a checkpoint of mixed_float16 gets an optimizer that lacks the loss scaling's variables.
         keras.mixed_precision.set_global_policy(model.precision)
-        if self.checkpoint.exists():
-            self.model = models.load(self.checkpoint)
+        self.resumed = self.checkpoint.exists() or self.previous.exists()
+        if self.resumed:
+            self.model, progress = self._load()
             # Keras keeps whether XLA was on, which a resumed run on another machine may have other reasons for.
             self.model.compile(self.model.optimizer, self.model.loss, metrics=metrics)
-            with zipfile.ZipFile(self.checkpoint) as archive:
-                progress = json.loads(archive.read("progress.json"))
             self.history, self.step = progress["history"], progress["step"]
             for seeds, state in zip(self._seeds(), progress["seeds"], strict=True):
                 seeds.assign(state)
@@ -234,16 +264,36 @@ class Trainer:
         """Where the model's random generators stand: a saved model leaves it out."""
         return [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
 
+    def _load(self) -> tuple[keras.Model, dict]:
+        """The last checkpoint that can be read, and where training stood; Raises InputError if there is none."""
+        there = [path for path in (self.checkpoint, self.previous) if path.exists()]
+        for path in there:
+            try:
+                model = models.load(path)
+                with zipfile.ZipFile(path) as archive:
+                    return model, json.loads(archive.read("progress.json"))
+            except (InputError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                if path == there[-1]:
+                    raise InputError(f"{path} cannot be gone on from ({error}); delete it to begin again") from error
+                print(f"warning: {path} cannot be read ({error}); going on from the one before", file=sys.stderr)
+        raise AssertionError("there is a checkpoint")
+
     def save(self) -> None:
-        """Write the checkpoint, and the history as `training.csv`."""
+        """Write the checkpoint beside the one before, and the history as `training.csv`."""
         if not self.model.optimizer.built:  # before its first step: it would not load
             self.model.optimizer.build(self.model.trainable_variables)
+        size = self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+        if size > shutil.disk_usage(self.run.work).free:
+            self.previous.unlink(missing_ok=True)  # the last one was read or written whole
+        require_space(self.run.work, size, "a checkpoint")
         with whole(self.checkpoint) as part:
             self.model.save(part)
             with zipfile.ZipFile(part, "a") as archive:
                 seeds = [ops.convert_to_numpy(state).tolist() for state in self._seeds()]
                 progress = {"history": self.history, "step": self.step, "seeds": seeds}
                 archive.writestr("progress.json", json.dumps(progress))
+            if self.checkpoint.exists():
+                os.replace(self.checkpoint, self.previous)
         with whole(self.run.work / "training.csv") as part:
             pd.DataFrame(self.history).to_csv(part, index=False)
         self.saved_at = time.monotonic()

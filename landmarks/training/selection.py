@@ -9,6 +9,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.running.command import InputError
 from landmarks.running.settings import PhotoSettings
 from landmarks.training.cleaning import clean, read_clean
+from landmarks.training.scenes import Classifier, read_categories
 from model import load_labels
 
 
@@ -17,7 +18,7 @@ def train_photos(settings: PhotoSettings, mirror: Mirror, work: Path) -> pd.Data
     if settings.classifier:
         path = work / "train_clean.csv"
         if not path.exists():
-            clean(settings.mirror, path, classifier=Path(settings.classifier), categories=Path(settings.categories))
+            clean(mirror.name, path, classifier=Path(settings.classifier), categories=Path(settings.categories))
         return read_clean(path)
     if not settings.clean:
         return mirror.train()
@@ -29,6 +30,15 @@ def train_photos(settings: PhotoSettings, mirror: Mirror, work: Path) -> pd.Data
             "cleaning.py, or give --clean false"
         )
     return read_clean(listing)
+
+
+def check(settings: PhotoSettings, work: Path) -> None:
+    """Raise InputError if a file that chooses the train photos is not there or is not what it should be."""
+    if settings.classifier and not (work / "train_clean.csv").exists():
+        outdoor = read_categories(Path(settings.categories))
+        Classifier(Path(settings.classifier), len(outdoor))
+    if settings.clean not in ("", "true"):
+        read_clean(Path(settings.clean))
 
 
 def voters(vote_all: bool, settings: PhotoSettings, mirror: Mirror, work: Path) -> pd.DataFrame:

@@ -123,5 +123,5 @@ class FeatureBatches(Batches):
 
 def clear(work: Path) -> None:
     """Delete what this stage alone needs, the features and its checkpoint; `training.csv` and the logs stay."""
-    for path in [*folder(work).glob("*.npz"), folder(work) / "checkpoint.keras"]:
+    for path in [*folder(work).glob("*.npz"), *folder(work).glob("checkpoint*.keras")]:
         path.unlink(missing_ok=True)

@@ -157,7 +157,7 @@ def begin(tiny_mirror, tmp_path, monkeypatch):
             f"--mirror={tiny_mirror}", f"--work={tmp_path / name}", "--weights=none", "--image-size=64",
             "--batch-size=4", "--local-size=64", "--delf-epochs=4", "--checkpoint-minutes=60",
         ])  # fmt: skip
-        return recipe, open_mirror(recipe.photos.mirror)
+        return recipe, open_mirror(recipe.source.mirror)
 
     return make
 

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import write_tar
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError
+from landmarks.running.settings import MirrorSettings
 
 
 def read_all(mirror, split):
@@ -36,10 +38,51 @@ def test_a_shard_that_is_no_tar_is_refused_even_without_md5(tiny_mirror, serve, 
     shutil.copytree(tiny_mirror, tmp_path / "broken")
     (tmp_path / "broken/train/images_000.tar").write_bytes(b"<html>an error page</html>" * 99)
     (tmp_path / "broken/md5sum/train/md5.images_000.txt").unlink()
-    web = WebMirror(serve(tmp_path / "broken").url, tmp_path / "cache")
-    for mirror in (web, FolderMirror(tmp_path / "broken")):
+    strict = MirrorSettings(strict=True)
+    web = WebMirror(serve(tmp_path / "broken").url, tmp_path / "cache", strict)
+    for mirror in (web, FolderMirror(tmp_path / "broken", strict)):
         with pytest.raises(InputError, match="damaged"):
             next(mirror.stream("train", ["images_000"]))
+
+
+def cut(mirror, names, keep=0.3):
+    for name in names:
+        path = mirror / f"{name}.tar"
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+
+
+def test_a_damaged_shard_costs_only_what_comes_after_the_fault(tiny_mirror, serve, tmp_path):
+    shutil.copytree(tiny_mirror, tmp_path / "broken")
+    cut(tmp_path / "broken", ["train/images_002"])
+    names = [f"images_{number:03d}" for number in range(6)]
+    whole = {shard.name: shard.ids for shard in FolderMirror(tiny_mirror).stream("train", names)}
+    web = WebMirror(serve(tmp_path / "broken").url, tmp_path / "cache")
+    for mirror in (FolderMirror(tmp_path / "broken"), web):
+        for shard in mirror.stream("train", names):
+            if shard.name == "images_002":
+                assert shard.ids == whole[shard.name][: len(shard.ids)] and 0 < len(shard.ids) < len(whole[shard.name])
+                assert [name for name, reason in shard.refused if "damaged" in reason] == ["images_002.tar"]
+            else:
+                assert shard.ids == whole[shard.name] and not shard.refused
+    assert not (tmp_path / "cache/md5_mismatches.csv").exists()  # it does not read whole
+
+
+def test_too_many_damaged_shards_end_the_run(tiny_mirror, tmp_path):
+    shutil.copytree(tiny_mirror, tmp_path / "broken")
+    cut(tmp_path / "broken", ["train/images_002", "train/images_003", "test/images_000", "test/images_001"], keep=0)
+    names = [f"images_{number:03d}" for number in range(6)]
+    with pytest.raises(InputError, match="2 of 6 train shards .* damaged, the last is images_003.*--max-damaged 0.05"):
+        list(FolderMirror(tmp_path / "broken").stream("train", names))
+    enough = FolderMirror(tmp_path / "broken", MirrorSettings(max_damaged=1))
+    assert sum(len(shard.ids) for shard in enough.stream("train", names)) == 16
+    with pytest.raises(InputError, match="no test shard of .*broken has a whole photo"):
+        list(enough.stream("test", names[:2]))
+
+
+def test_a_solution_that_is_given_takes_the_place_of_the_mirrors_own(tiny_mirror):
+    given = MirrorSettings(solution="mine.csv")
+    for task in ("recognition", "retrieval"):
+        assert FolderMirror(tiny_mirror, given).solution(task) == Path("mine.csv")
 
 
 def test_a_kaggle_tree_is_read_in_virtual_shards(tmp_path, monkeypatch):

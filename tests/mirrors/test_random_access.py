@@ -15,6 +15,7 @@ from landmarks.mirrors.shards import write_tar
 from landmarks.mirrors.web import WebMirror
 from landmarks.running import command
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.settings import MirrorSettings
 from landmarks.running.skipped import record_skipped
 
 NAMES = ["images_000", "images_001", "images_002"]
@@ -94,11 +95,14 @@ def test_members_that_do_not_count_are_named_with_their_shard(mirror, photos, tm
     assert photo.read("abc1") == b"x"
 
 
-def test_a_damaged_shard_is_wrong_input(mirror, tmp_path):
+def test_of_a_damaged_shard_the_photos_before_the_fault_are_there(mirror, photos, tmp_path):
     path = tmp_path / "train/images_001.tar"
     path.write_bytes(path.read_bytes()[:1500])
+    found = RandomAccess(mirror, "train", NAMES, list(photos), 256)
+    assert 0 < len(found.ids) < len(photos)
+    assert any(name.endswith("images_001.tar") and "damaged" in reason for name, reason in found.refused)
     with pytest.raises(InputError, match=r"images_001\.tar"):
-        RandomAccess(mirror, "train", NAMES, [], 256)
+        RandomAccess(FolderMirror(tmp_path, MirrorSettings(strict=True)), "train", NAMES, [], 256)
 
 
 def test_indexing_ends_when_it_is_asked_to(mirror):

@@ -67,6 +67,29 @@ def test_a_cut_tar_is_noticed_wherever_it_is_cut(tmp_path):
         TarShard(path)
 
 
+def test_of_a_cut_tar_the_photos_before_the_cut_are_salvaged(tmp_path):
+    path = tmp_path / "images_000.tar"
+    write_tar(path, [("abc1", b"x" * 700), ("abc2", b"y" * 700)])
+    whole = path.read_bytes()
+    for length, ids in (
+        (0, []),
+        (600, []),
+        (1535, []),
+        (1536, ["abc1"]),
+        (2048 + 600, ["abc1"]),
+        (3072, ["abc1", "abc2"]),
+    ):
+        path.write_bytes(whole[:length])
+        with closing(TarShard(path, salvage=True)) as shard:
+            assert shard.ids == ids
+            assert all(shard.read(identity) in (b"x" * 700, b"y" * 700) for identity in ids)
+            assert shard.refused == [("images_000.tar", shard.damage)]
+            assert f"the {len(ids)} photos before that are used" in shard.damage
+    path.write_bytes(whole)
+    with closing(TarShard(path, salvage=True)) as shard:
+        assert shard.damage == "" and shard.refused == []
+
+
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind

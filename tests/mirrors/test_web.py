@@ -9,6 +9,7 @@ from conftest import tars
 from landmarks.mirrors.web import WebMirror
 from landmarks.running import command
 from landmarks.running.command import InputError
+from landmarks.running.settings import MirrorSettings
 
 
 def status(code: int):
@@ -31,7 +32,7 @@ def test_the_number_of_shards_is_found_by_asking(count, monkeypatch):
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])
 def test_at_most_ahead_and_one_shards_are_on_disk(tiny_mirror, serve, tmp_path, ahead):
-    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, ahead)
+    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, MirrorSettings(ahead=ahead))
     names = mirror.shard_names("train")
     assert len(names) > 4
     most = 0
@@ -47,7 +48,7 @@ def test_at_most_ahead_and_one_shards_are_on_disk(tiny_mirror, serve, tmp_path, 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 3])
 def test_a_shard_may_come_again_at_once(tiny_mirror, serve, tmp_path, ahead):
-    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, ahead)
+    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, MirrorSettings(ahead=ahead))
     names = [f"images_00{number}" for number in (0, 0, 1, 2, 2, 2, 0, 1, 0)]
     assert [(shard.name, len(shard.read(shard.ids[0])) > 0) for shard in mirror.stream("train", names)] == [
         (name, True) for name in names
@@ -76,7 +77,7 @@ def test_a_stream_leaves_to_the_others_what_it_has_room_for(tiny_mirror, serve, 
     half = tmp_path / "index/images_000.tar.part"
     half.parent.mkdir()
     half.write_bytes(body[:1024])
-    mirror = WebMirror(server.url, tmp_path, ahead)
+    mirror = WebMirror(server.url, tmp_path, MirrorSettings(ahead=ahead))
     assert not list(mirror.stream("test", [])) and half.exists()
     for shard in mirror.stream("train", ["images_005"]):
         assert shard.ids and len(tars(tmp_path)) <= ahead + 1
@@ -120,7 +121,9 @@ def test_a_wrong_published_md5_is_accepted_once_recorded_and_not_downloaded_agai
 
 
 def test_strict_md5_stops_with_one_clear_line(tiny_mirror, serve, tmp_path):
-    mirror = WebMirror(serve(lying_mirror(tiny_mirror, tmp_path)).url, tmp_path / "cache", strict_md5=True)
+    mirror = WebMirror(
+        serve(lying_mirror(tiny_mirror, tmp_path)).url, tmp_path / "cache", MirrorSettings(strict_md5=True)
+    )
     with pytest.raises(InputError, match="train/images_000.tar is damaged.*published is 0000.*--strict-md5"):
         next(mirror.stream("train", ["images_000"]))
     assert tars(tmp_path / "cache") == []
@@ -159,7 +162,7 @@ def test_strict_md5_refuses_what_was_once_accepted_without(tiny_mirror, serve, t
     for _ in WebMirror(server.url, tmp_path / "cache").stream("train", ["images_000"]):
         pass
     with pytest.raises(InputError, match="published is 0000"):
-        next(WebMirror(server.url, tmp_path / "cache", strict_md5=True).stream("train", ["images_000"]))
+        next(WebMirror(server.url, tmp_path / "cache", MirrorSettings(strict_md5=True)).stream("train", ["images_000"]))
 
 
 def test_a_resumed_run_goes_on_with_the_shard_that_it_had_half(tiny_mirror, serve, tmp_path):

@@ -30,7 +30,7 @@ def test_every_shipped_recipe_is_valid():
 def test_the_published_softmax_recipe():
     recipe = load(["--recipe", "softmax"])
     assert recipe.photos.exclude == [138982] and recipe.model.flip and recipe.model.crop_size == 168
-    assert recipe.photos.mirror == "https://s3.amazonaws.com/google-landmark"
+    assert recipe.source.mirror == "https://s3.amazonaws.com/google-landmark"
 
 
 def test_the_published_triplet_recipe():
@@ -39,7 +39,7 @@ def test_the_published_triplet_recipe():
     training = recipe.training
     assert (training.subspaces, training.classes_per_batch, training.photos_per_class) == (20, 12, 8)
     assert penalty_of(recipe)[1:] == (1, 1.0, 5, 0)
-    assert not recipe.photos.mirror.startswith("http")
+    assert not recipe.source.mirror.startswith("http")
     assert recipe.recognition.non_landmarks == "auto"  # a live challenge has no solution
 
 
@@ -55,10 +55,12 @@ def test_a_work_folder_goes_on_with_its_recipe_as_it_was(tmp_path):
     begun = load(["--work", str(tmp_path), "--recipe", "softmax"])
     old = recipe_with(begun, crop=1.0, learning_rate_steps={170: 1e-4, 330: 4e-5, 380: 2e-5})
     old.keep()
+    (tmp_path / "checkpoint.keras").touch()
     assert load(["--work", str(tmp_path), "--recipe", "softmax"]) == old
     own = tmp_path / "own.toml"
     own.write_text("image_size = 128\n")
     load(["--work", str(tmp_path / "mine"), "--recipe", str(own)]).keep()
+    (tmp_path / "mine/checkpoint.keras").touch()
     own.write_text("image_size = 160\n")  # a file of the user's own says what he wants now
     with pytest.raises(InputError, match="image_size = 128, now 160"):
         load(["--work", str(tmp_path / "mine"), "--recipe", str(own)])
@@ -125,9 +127,30 @@ def test_a_wrong_toml_is_named(tmp_path):
             load(["--recipe", str(tmp_path / "mine.toml")])
 
 
+def test_settings_bind_once_something_was_made_with_them(tmp_path):
+    load(["--work", str(tmp_path), "--image-size", "224", "--votes", "3"]).keep()
+    assert load(["--work", str(tmp_path)]).model.image_size == 256
+    (tmp_path / "checkpoint.keras").touch()
+    assert load(["--work", str(tmp_path)]).model.image_size == 224
+    with pytest.raises(InputError, match="image_size = 224, now 256"):
+        load(["--work", str(tmp_path), "--image-size", "256"])
+
+
+def test_a_mirror_may_be_somewhere_else_now(tmp_path):
+    finished(tmp_path, "--mirror", "https://example.org")
+    assert load(["--work", str(tmp_path)]).source.mirror == "https://example.org"
+    assert load(["--work", str(tmp_path), "--mirror", str(tmp_path)]).source.mirror == str(tmp_path)
+
+
+def test_an_empty_work_folder_is_no_folder():
+    with pytest.raises(InputError, match="--work is empty"):
+        load(["--work", ""])
+
+
 def test_the_work_folder_remembers_its_settings(tmp_path):
     begun = load(["--work", str(tmp_path), "--image-size", "224", "--time-limit", "1h", "--recipe", "softmax"])
     begun.keep()
+    (tmp_path / "checkpoint.keras").touch()
     again = load(["--work", str(tmp_path)])
     assert again == recipe_with(begun, time_limit=0)
     assert load(["--work", str(tmp_path), "--no-rerank", "--ahead", "3"]).retrieval.rerank is False
@@ -160,6 +183,7 @@ def test_several_models(tmp_path):
     ]
 
     recipe.keep()
+    (tmp_path / "A+B/features").mkdir()
     assert load(["--work", str(tmp_path / "A+B")]) == load(both) == recipe
     assert load([*both, "--model-weights", "2,1", "--votes", "1"]).run.model_weights == [2, 1]
     for wrong, message in {
@@ -171,14 +195,6 @@ def test_several_models(tmp_path):
     }.items():
         with pytest.raises(InputError, match=message):
             load([*both, wrong])
-
-
-@pytest.mark.parametrize("other", [["--mirror", "https://example.org"], ["--seed", "7"]])
-def test_models_of_several_mirrors_do_not_go_together(tmp_path, other):
-    finished(tmp_path / "A")
-    finished(tmp_path / "B", *other)
-    with pytest.raises(InputError, match="B was trained on .*another mirror or sample"):
-        load(["--work", f"{tmp_path}/A,{tmp_path}/B"])
 
 
 def test_a_model_that_is_not_finished_is_named(tmp_path):
@@ -193,7 +209,7 @@ def test_a_model_that_is_not_finished_is_named(tmp_path):
 def test_a_folder_is_remembered_by_its_full_path(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load(["--mirror", "mirror"]).photos.mirror == str(tmp_path / "mirror")
+    assert load(["--mirror", "mirror"]).source.mirror == str(tmp_path / "mirror")
 
 
 def test_the_crop_follows_the_image_size():

@@ -1,10 +1,13 @@
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import recipe_with
 
+from landmarks.mirrors.open import open_mirror
 from landmarks.running.command import InputError
 from landmarks.running.recipe import load
 from landmarks.running.settings import TrainingSettings
@@ -12,6 +15,7 @@ from landmarks.training import run as training
 from landmarks.training import schedule
 from landmarks.training.schedule import learning_rate
 from landmarks.training.selection import select_classes
+from landmarks.training.validation import hold_out
 
 TABLE = pd.DataFrame({"landmark_id": [7] * 20 + [3] * 19 + [138982] * 50 + [5] * 25})
 
@@ -200,10 +204,65 @@ def test_without_a_pair_held_out_the_last_model_is_kept(run, recipe, monkeypatch
     assert len(run.history) == 1 and not run.best.exists()
 
 
-def test_at_least_one_shard_is_left_to_train_on(recipe):
-    from landmarks.mirrors.open import open_mirror
+def small_training(tiny_mirror, work, **settings):
+    recipe = recipe_with(
+        mirror=str(tiny_mirror), work=work, backbone="MobileNet", weights="none", image_size=32, crop=1, batch_size=8,
+        epochs=1, **settings,
+    )  # fmt: skip
+    mirror = open_mirror(recipe.source.mirror)
+    return training.train(recipe.run, recipe.model, recipe.training, mirror, mirror.train(), np.array([10, 20, 30]))
 
-    mirror = open_mirror(recipe.photos.mirror)
-    with pytest.raises(InputError, match="--validation-shards 6"):
-        settings = recipe_with(recipe, validation_shards=6).training
-        training.train(recipe.run, recipe.model, settings, mirror, mirror.train(), np.array([10, 20, 30]))
+
+def test_of_a_mirror_with_few_shards_photos_are_held_out(tiny_mirror, tmp_path, capsys):
+    small_training(tiny_mirror, tmp_path, validation_shards=6)
+    assert "6 train shards, too few to hold out 6: 3 photos are held out instead" in capsys.readouterr().out
+    history = pd.read_csv(tmp_path / "training.csv")
+    assert history["photos"].sum() == 21  # of 24, 8 a landmark, every fifth is held out
+    assert history["nearest_photo_gap"].isna().all() if "nearest_photo_gap" in history else True
+    assert history["validation_gap"].between(0, 1).all()
+
+
+def test_photos_are_held_out_evenly():
+    classes = pd.Series(np.repeat([0, 1, 2], [4, 5, 26]), index=[f"{number}" for number in range(35)])
+    held = hold_out(classes, seed=1)
+    assert held.value_counts().to_dict() == {1: 1, 2: 5}
+    pd.testing.assert_series_equal(held, hold_out(classes, seed=1))
+    assert set(held.index) != set(hold_out(classes, seed=2).index)
+
+
+def test_a_work_folder_goes_on_with_the_same_photos_alone(tiny_mirror, tmp_path):
+    small_training(tiny_mirror, tmp_path / "work")
+    shutil.copytree(tiny_mirror, tmp_path / "elsewhere")
+    small_training(tmp_path / "elsewhere", tmp_path / "work")
+    table = pd.read_csv(tmp_path / "elsewhere/metadata/train.csv")
+    table["landmark_id"] = table["landmark_id"].to_numpy()[::-1]
+    table.to_csv(tmp_path / "elsewhere/metadata/train.csv", index=False)
+    with pytest.raises(InputError, match="was begun on other train photos or landmarks"):
+        small_training(tmp_path / "elsewhere", tmp_path / "work")
+
+
+def test_a_spoilt_checkpoint_costs_one_mini_epoch(tiny_mirror, tmp_path, capsys):
+    whole = small_training(tiny_mirror, tmp_path / "whole").get_weights()
+    small_training(tiny_mirror, tmp_path / "spoilt")
+    assert {path.name for path in (tmp_path / "spoilt").glob("*.keras")} == set(training.CHECKPOINTS)
+    for fault in ("cut", "gone"):
+        path = tmp_path / "spoilt" / training.CHECKPOINTS[0]
+        path.write_bytes(path.read_bytes()[:2000]) if fault == "cut" else path.unlink()
+        again = small_training(tiny_mirror, tmp_path / "spoilt").get_weights()
+        assert "going on after mini-epoch 4 of 5" in capsys.readouterr().out
+        for ours, theirs in zip(again, whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for name in training.CHECKPOINTS:
+        (tmp_path / "spoilt" / name).write_bytes(b"spoilt")
+    with pytest.raises(InputError, match="checkpoint-before.keras cannot be gone on from"):
+        small_training(tiny_mirror, tmp_path / "spoilt")
+
+
+def test_a_checkpoint_that_finds_no_room_is_one_clear_line(run, monkeypatch, tmp_path):
+    run.checkpoint.write_bytes(bytes(1000))
+    run.previous.write_bytes(bytes(1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=999))
+    run.model.optimizer.built = True
+    with pytest.raises(InputError, match="no space left on the disk: a checkpoint takes .* free some"):
+        run.save()
+    assert run.checkpoint.exists() and not run.previous.exists()  # which made room

@@ -61,14 +61,14 @@ def build(recipe, classes=3):
 
 def prepared(recipe):
     """The mirror, the names of its shards, and the class of each photo."""
-    mirror = open_mirror(recipe.photos.mirror)
+    mirror = open_mirror(recipe.source.mirror)
     photos = mirror.train()
     classes = pd.Series(photos["landmark_id"].to_numpy() // 10 - 1, index=photos["id"])
     return mirror, mirror.shard_names("train"), classes
 
 
 def train(recipe):
-    mirror = open_mirror(recipe.photos.mirror)
+    mirror = open_mirror(recipe.source.mirror)
     return training.train(recipe.run, recipe.model, recipe.training, mirror, mirror.train(), np.array([10, 20, 30]))
 
 

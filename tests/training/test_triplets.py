@@ -32,7 +32,7 @@ def settings(mirror, work, *more):
 
 
 def train(recipe):
-    mirror = open_mirror(recipe.photos.mirror)
+    mirror = open_mirror(recipe.source.mirror)
     return training.train(recipe.run, recipe.model, recipe.training, mirror, mirror.train(), LANDMARKS)
 
 
@@ -59,7 +59,7 @@ def test_a_stopped_epoch_goes_on_to_the_same_weights(tiny_mirror, tmp_path, monk
 
 def test_accumulated_gradients_change_the_weights_every_second_step(tiny_mirror, tmp_path):
     recipe = settings(tiny_mirror, tmp_path)
-    mirror = open_mirror(recipe.photos.mirror)
+    mirror = open_mirror(recipe.source.mirror)
     table = mirror.train().set_index("id")["landmark_id"]
     classes = (table // 10 - 1).sort_index()
     trainer = training.Trainer(recipe.run, recipe.model, recipe.training, classes, total=1)
@@ -76,7 +76,7 @@ def test_accumulated_gradients_change_the_weights_every_second_step(tiny_mirror,
 
 def test_class_centres_are_mean_embeddings_before_the_dense_layer(tiny_mirror, tmp_path, monkeypatch):
     recipe = settings(tiny_mirror, tmp_path)
-    mirror = open_mirror(recipe.photos.mirror)
+    mirror = open_mirror(recipe.source.mirror)
     model = models.build_model(3, recipe.model, recipe.training.seed)
     table = mirror.train()
     photos = RandomAccess(mirror, "train", mirror.shard_names("train"), table["id"], 32)
