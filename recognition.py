@@ -84,11 +84,13 @@ def check(recipe: Recipe) -> None:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
     if not any((folder / name).exists() for folder in run.folders for name in ("model.keras", "checkpoint.keras")):
-        from landmarks.networks.backbones import build_backbone
+        from landmarks.networks import backbones
         from landmarks.training import selection
 
         selection.check(recipe.photos, run.work)
-        build_backbone(recipe.model.backbone, recipe.model.weights)
+        backbones.find_backbone(recipe.model.backbone)
+        if recipe.model.weights != "none":
+            backbones.build_backbone(recipe.model.backbone, recipe.model.weights)
     if recipe.verification.verify != "off":
         from landmarks.local_features import decision
 

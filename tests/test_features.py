@@ -200,6 +200,17 @@ def test_a_photo_in_two_shards_has_one_row(tmp_path):
     assert embedded(colours(), out, tmp_path / "work")[1] == 0
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_the_same_photos_at_another_address_are_not_embedded_again(tmp_path, serve, back):
+    out = make_mirror(tmp_path / "mirror", test=6)
+    places = [str(out), serve(out).url]
+    first, second = reversed(places) if back else places
+    work = tmp_path / "work"
+    mirrors = [open_mirror(place, tmp_path / f"cache-{number}") for number, place in enumerate((first, second))]
+    made = [[path.stat().st_ino for path in embed(colours(), mirror, "test", work)] for mirror in mirrors]
+    assert made[0] == made[1]
+
+
 def test_embeddings_that_are_not_finite_are_told_and_not_written(tmp_path):
     import keras
 

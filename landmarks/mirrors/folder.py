@@ -50,16 +50,17 @@ class FolderMirror(Mirror):
     def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
         """As `Mirror.fingerprint`. A tar's size and time come first: while they stay, its directory need not be read.
 
-        For 500 tars of 8,192 photos that would take two minutes.
+        For 500 tars of 8,192 photos that would take two minutes. The published md5 comes last, where there is one: it is
+        what tells of the same shard at a URL.
         """
-        path = self.folder / split / f"{name}.tar"
+        path, published = self.folder / split / f"{name}.tar", self.published_md5(split, name) or ""
         stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else "tree"
-        if stamp != "tree" and earlier.startswith(f"{stamp} "):
+        if (stamp != "tree" and earlier.startswith(f"{stamp} ")) or (published and earlier == published):
             return earlier
         with closing(self._open(split, name)) as shard:
             photos = "\n".join([f"{identity} {shard.size(identity)}" for identity in shard.ids])
         digest = hashlib.md5(photos.encode(), usedforsecurity=False).hexdigest()
-        return earlier if earlier.endswith(f" {digest}") else f"{stamp} {digest}"
+        return earlier if digest in earlier.split() else f"{stamp} {digest} {published}".rstrip()
 
     def shard_ids(self, split: str, name: str) -> list[str]:
         with closing(self._open(split, name)) as shard:

@@ -90,7 +90,8 @@ class WebMirror(Mirror):
 
     def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
         """As `Mirror.fingerprint`. Tables and md5s are downloaded once for a `cache`: that holds what it began with."""
-        return self.published_md5(split, name) or earlier
+        published = self.published_md5(split, name)
+        return earlier if published is None or published in earlier.split() else published
 
     def _count_shards(self, split: str) -> int:
         """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""

@@ -11,6 +11,17 @@ from landmarks.networks.efficientnet_lite import EfficientNetLite0
 from landmarks.running.command import InputError
 
 
+def find_backbone(name: str) -> Callable[..., keras.Model]:
+    """What builds a backbone of this name. Raises InputError if there is none."""
+    applications = [name for name in dir(keras.applications) if name[0].isupper()]
+    if name == "EfficientNetLite0":
+        return EfficientNetLite0
+    if name in applications:
+        return getattr(keras.applications, name)
+    close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
+    raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
+
+
 def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
     """A backbone without its head, (B, H, W, 3) to (B, h, w, C), and the `preprocess_input` that its photos need.
 
@@ -21,14 +32,7 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
     Raises:
         InputError: there is no such backbone, or its weights cannot be had.
     """
-    applications = [name for name in dir(keras.applications) if name[0].isupper()]
-    if name == "EfficientNetLite0":
-        build = EfficientNetLite0
-    elif name in applications:
-        build = getattr(keras.applications, name)
-    else:
-        close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
-        raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
+    build = find_backbone(name)
     source = None if weights == "none" else weights
     is_file = source not in (None, "imagenet")
     if is_file and not Path(source).is_file():
