@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, whole
 from landmarks.running.recipe import selected
@@ -299,7 +299,7 @@ def _embed_shard(
     predictor: "keras.Model",
     landmarks: np.ndarray,
     split: str,
-    shard: TarShard | FolderShard,
+    shard: Shard,
     listed: set[str],
     work: Path,
     image_size: int,
