@@ -25,7 +25,7 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
         A file a shard for each split, in the mirror's order; None while some are missing that `run.shards` leaves to
         other runs.
     """
-    by_model = []
+    by_model: list[dict[str, list[Path]]] = []
     for folder in run.folders:
         own = recipes.of(folder)
         landmarks = models.load_labels(folder / "labels.csv")
@@ -34,8 +34,8 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
             features.embed, predictor, landmarks, mirror, work=folder, settings=own.embedding,
             image_size=own.model.image_size, batch_size=own.training.batch_size, shards=run.shards,
         )  # fmt: skip
-        by_model.append({split: embed_split(split) for split in splits})
-    if any(None in files.values() for files in by_model):
+        by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
+    if any(len(files) < len(splits) for files in by_model):
         return None
     if not run.models:
         return by_model[0]
