@@ -29,12 +29,11 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
     else:
         close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
         raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
-    source = None if weights == "none" else weights
-    is_file = source not in (None, "imagenet")
-    if is_file and not Path(source).is_file():
-        raise InputError(f"weights {source!r} is neither imagenet, none, nor a file")
+    is_file = weights not in ("none", "imagenet")
+    if is_file and not Path(weights).is_file():
+        raise InputError(f"weights {weights!r} is neither imagenet, none, nor a file")
     try:
-        base = build(include_top=False, weights=None if is_file else source, input_shape=(None, None, 3))
+        base = build(include_top=False, weights=weights if weights == "imagenet" else None, input_shape=(None, None, 3))
     except InputError:
         raise
     except Exception as error:  # keras.utils.get_file raises a bare Exception when the download fails
@@ -42,9 +41,9 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
             f"backbone {name} with weights {weights} cannot be built ({str(error)[:200]}); without network give "
             "--weights FILE (a .h5 from the Keras applications site) or --weights none"
         ) from error
-    if is_file and not source.endswith(".keras"):
+    if is_file and not weights.endswith(".keras"):
         try:
-            base.load_weights(source)
+            base.load_weights(weights)
         except Exception as error:  # HDF5 and Keras errors of many types
-            raise InputError(f"{source} does not hold weights of {base.name}: {str(error)[:300]}") from error
+            raise InputError(f"{weights} does not hold weights of {base.name}: {str(error)[:300]}") from error
     return base, sys.modules[build.__module__].preprocess_input
