@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, whole
 from landmarks.running.recipe import selected
@@ -58,7 +58,7 @@ def save_features(path: Path, features: Features, made_from: str = "") -> None:
 def load_features(path: Path) -> Features:
     """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
     stamp = _stamp(path)
-    with _open(path) as arrays:
+    with _open(path) as (arrays, _):
         features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
         _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
         if not np.isfinite(features.embeddings).all():
@@ -70,21 +70,21 @@ def load_features(path: Path) -> Features:
 def made_from(path: Path) -> str:
     """The note with which the file was written; empty if there is no whole file, or one without a note."""
     try:
-        with _open(path) as arrays:
+        with _open(path) as (arrays, _):
             return str(arrays["made_from"]) if "made_from" in arrays.files else ""
     except (ValueError, FileNotFoundError):
         return ""
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def _open(path: Path) -> Iterator[tuple[np.lib.npyio.NpzFile, zipfile.ZipFile]]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             file.seek(-END_OF_DIRECTORY, os.SEEK_END)
             stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
             if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
                 raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
-            yield arrays
+            yield arrays, arrays.zip
     except FileNotFoundError:
         raise
     except (
@@ -128,7 +128,13 @@ def require_finite(features: Features, what: str, remedy: Callable[[], str]) -> 
 
 def take(features: Features, rows: np.ndarray) -> Features:
     """The features of some photos: `rows` is a mask (N,) bool, or their places (n,)."""
-    return Features(*(None if array is None else array[rows] for array in features))
+    return Features(**{name: array[rows] for name, array in features._asdict().items() if array is not None})
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """The features of all photos of some parts, which have the same arrays."""
+    there = [name for name, array in parts[0]._asdict().items() if array is not None]
+    return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in there})
 
 
 class Outline(NamedTuple):
@@ -142,12 +148,12 @@ class Outline(NamedTuple):
 
 def outline(path: Path) -> Outline:
     """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    with _open(path) as arrays:
+    with _open(path) as (arrays, members):
         ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
-        with arrays.zip.open("embeddings.npy") as embeddings:
+        with members.open("embeddings.npy") as embeddings:
             np.lib.format.read_magic(embeddings)
             (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
-        crc32 = arrays.zip.getinfo("embeddings.npy").CRC
+        crc32 = members.getinfo("embeddings.npy").CRC
         if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
             raise ValueError("its arrays do not match")
     return Outline(ids, landmark, dimension, crc32)
@@ -268,9 +274,9 @@ def _adopt(path: Path, mirror: Mirror, split: str, listed: set[str], work: Path,
     """
     if not path.exists() or made_from(path) or not is_whole(path):
         return False
-    here = mirror.shard_ids(split, path.stem)
-    if here is not None:
-        ids, here = set(outline(path).ids.tolist()), listed.intersection(here)
+    there = mirror.shard_ids(split, path.stem)
+    if there is not None:
+        ids, here = set(outline(path).ids.tolist()), listed.intersection(there)
         skipped = skipped_photos(work, split, path.stem)
         if not (ids <= here and here - ids <= skipped):
             return False
@@ -299,7 +305,7 @@ def _embed_shard(
     predictor: "keras.Model",
     landmarks: np.ndarray,
     split: str,
-    shard: TarShard | FolderShard,
+    shard: Shard,
     listed: set[str],
     work: Path,
     image_size: int,

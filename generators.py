@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from landmarks.mirrors.images import UnreadablePhoto, decode
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.running.threads import in_threads
 
 BATCHES_AHEAD = 3
@@ -25,7 +25,7 @@ class Batches:
     batches can be skipped without decoding them.
     """
 
-    def __init__(self, shard: TarShard | FolderShard, ids: list[str], size: int, batch_size: int, first: int = 0):
+    def __init__(self, shard: Shard, ids: list[str], size: int, batch_size: int, first: int = 0):
         self.shard = shard
         self.size = size
         self.slices = [ids[begin : begin + batch_size] for begin in range(0, len(ids), batch_size)][first:]

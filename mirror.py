@@ -7,6 +7,7 @@ python mirror.py check MIRROR                                   read every shard
 python mirror.py sample OUT [--seed 0]                          the built-in sample, in a folder of its own
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from landmarks.mirrors import check, convert
@@ -52,7 +53,7 @@ def main() -> int | None:
     sampling.add_argument("--seed", type=at_least(0), default=0, help="another seed gives other landmarks (default 0)")
 
     arguments = vars(parser.parse_args())
-    actions = {
+    actions: dict[str, Callable[..., int | None]] = {
         "import": convert.import_folder,
         "fetch": convert.fetch,
         "shrink": convert.shrink,

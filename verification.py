@@ -14,6 +14,7 @@ solution is read. It ends with the threshold at which a run stops to compare; fo
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,10 @@ def match(a: Path, b: Path, out: Path, extractor: str, model: Path | None, size:
     if size < SMALLEST_SIDE or points < 2:
         raise InputError(f"--size {size} --points {points}: give at least {SMALLEST_SIDE} pixels and 2 points")
     extract = open_extractor(extractor, model, points)
-    photos = [_read_photo(path, size) for path in (a, b)]
-    found = [extract(photo) for photo in photos]
-    rows = inliers(*found, MATCHING[extractor])
-    picture = draw_matches(*photos, found[0].points[rows[:, 0]], found[1].points[rows[:, 1]])
+    one, other = _read_photo(a, size), _read_photo(b, size)
+    of_one, of_other = extract(one), extract(other)
+    rows = inliers(of_one, of_other, MATCHING[extractor])
+    picture = draw_matches(one, other, of_one.points[rows[:, 0]], of_other.points[rows[:, 1]])
     try:
         with whole(out) as part:
             picture.save(part)
@@ -73,6 +74,8 @@ def calibrate(work: Path) -> None:
     splits, none = calibration.photos_of_no_landmark(mirror)
     with held(run.work, *run.models):
         files = ensemble.embed(run, mirror, splits)
+        if files is None:
+            return
         verified = calibration.verify_held_out(run, settings, mirror, files, none, recipe.training.seed)
     truth = {row.Index: [row.truth] if row.shown else [] for row in verified.itertuples()}
     table, best = calibration.calibrate(verified, truth, decision.largest_threshold(settings))
@@ -97,7 +100,8 @@ def main() -> None:
     calibrating = commands.add_parser("calibrate", help="precision, recall and GAP by the threshold of inliers")
     calibrating.add_argument("work", type=Path, help="a work folder with a trained model")
     arguments = vars(parser.parse_args())
-    {"match": match, "calibrate": calibrate}[arguments.pop("command")](**arguments)
+    actions: dict[str, Callable[..., None]] = {"match": match, "calibrate": calibrate}
+    actions[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":

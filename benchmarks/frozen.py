@@ -42,7 +42,7 @@ def measure(source: str, image_size: int, work: Path) -> None:
     settings = EmbeddingSettings(mirrored=False)
     predictor = models.predictor(frozen, settings.mirrored)
     files = {
-        split: features.embed(predictor, np.arange(2), mirror, split, work, settings, image_size, batch_size=32)
+        split: features.embed(predictor, np.arange(2), mirror, split, work, settings, image_size, batch_size=32) or []
         for split in ("train", "index", "test")
     }
     nearest = {

@@ -41,11 +41,15 @@ def draw_pairs(mirror: Mirror, split: str, count: int, seed: int) -> tuple[list[
         photos = mirror.train().groupby("landmark_id")["id"].agg(list)
         related = {i: [other for other in ids if other != i] for ids in photos if len(ids) > 1 for i in ids}
     else:
-        solution = read_retrieval_solution(mirror.solution("retrieval"))
+        path = mirror.solution("retrieval")
+        if path is None:
+            raise command.InputError(f"{mirror.name} has no retrieval solution: give --split train")
+        solution = read_retrieval_solution(path)
         related = {query: list(ids) for query, ids in [*solution.public.items(), *solution.private.items()]}
     firsts = sorted(related)
     seconds = sorted({other for ids in related.values() for other in ids})
-    same, different = [], []
+    same: list[Pair] = []
+    different: list[Pair] = []
     while len(same) < count:
         first = firsts[rng.integers(len(firsts))]
         same.append((first, related[first][rng.integers(len(related[first]))]))
@@ -146,10 +150,10 @@ def main() -> None:
         how = MATCHING[name]._replace(**changed)
         counts = count_inliers(same + different, features, how)
         one, two = counts[: len(same)], counts[len(same) :]
-        error = np.sqrt(auc(one, two) * (1 - auc(one, two)) / len(same))
+        spread = np.sqrt(auc(one, two) * (1 - auc(one, two)) / len(same))
         points = np.mean([len(found.points) for found in features.values()])
         print(f"\n{name}: {points:.0f} points a photo, {how}")
-        print(f"  AUC of the inlier count: {auc(one, two):.3f}, standard error at most {error:.3f}")
+        print(f"  AUC of the inlier count: {auc(one, two):.3f}, standard error at most {spread:.3f}")
         print(f"  inliers of one landmark, quartiles: {np.percentile(one, [25, 50, 75]).astype(int).tolist()}")
         print(f"  inliers of two, median, 95 % and most: {np.percentile(two, [50, 95, 100]).astype(int).tolist()}")
         print(f"  extraction: {photo_seconds * 1000:.0f} ms a photo")

@@ -50,7 +50,11 @@ def main() -> None:
 def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
     recipe = recipes.load(["--work", str(work)])
     mirror = open_mirror(recipe.source.mirror, work / "mirror", seed=recipe.training.seed)
-    references = nonlandmarks.references("other-half", mirror)
+    path = mirror.solution("recognition")
+    if path is None:
+        raise InputError(f"{mirror.name} has no recognition solution")
+    solution = solutions.read_recognition_solution(path)
+    references = nonlandmarks.reference_halves(solution, mirror.ids("test"))
     files = {
         split: [work / f"features/{split}/{name}.npz" for name in mirror.shard_names(split)]
         for split in ("test", "train")
@@ -75,7 +79,6 @@ def measure(work: Path, share: float, draws: int, most_predicted: int) -> None:
     for penalty, weight in product(("published", "winners"), (1.0, 0.5)):
         name = penalty + f", weight {weight}" * (weight != 1)
         found[name] = predict(penalty, weight, references)
-    solution = solutions.read_recognition_solution(mirror.solution("recognition"))
     for half in ("public", "private"):
         truth = getattr(solution, half)
         drawn = list(test_sets(truth, share, draws))

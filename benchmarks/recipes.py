@@ -106,7 +106,10 @@ def own_settings(name: str, mirror: str, seed: int) -> list:
 
 def print_verification(mirror: str, work: Path, own: list, half: str) -> None:
     """What verification does to the predictions of one model; "lost" is of the right ones, "let through" of none."""
-    truth = getattr(read_recognition_solution(open_mirror(mirror).solution("recognition")), half)
+    solution = open_mirror(mirror).solution("recognition")
+    if solution is None:
+        sys.exit(f"{mirror} has no recognition solution")
+    truth = getattr(read_recognition_solution(solution), half)
     print("\n| ArcFace, verified by | let through | lost | precision | GAP, others none | GAP, others lower |")
     print("|---|---|---|---|---|---|")
     for name in [name for name, package in EXTRACTORS.items() if find_spec(package)]:

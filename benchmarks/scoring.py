@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from landmarks.scoring import solutions, submissions
+from landmarks.scoring import scores, solutions, submissions
 
 INDEX_IMAGES = 761_757
 LANDMARKS = 203_094
@@ -57,10 +57,10 @@ def main() -> None:
                 csv.writer(images).writerow([identity, cell, usage])
                 csv.writer(marks).writerow([identity, label if count > 200 else "", usage])
         landmarks = {i: label + generator.randrange(2) for i, label in zip(test_ids, labels, strict=True)}
-        scores = {identity: generator.random() for identity in test_ids}
+        confidence = {identity: generator.random() for identity in test_ids}
 
         with seconds(f"write {rows:,} recognition rows"):
-            submissions.write_recognition(recognition, test_ids, landmarks, scores)
+            submissions.write_recognition(recognition, test_ids, landmarks, confidence)
         with seconds("score them"):
             scores.score_recognition(recognition, recognition_solution)
         with seconds(f"write {rows:,} retrieval rows (draws them)"):

@@ -55,7 +55,7 @@ def measure(mirror: Path, work: Path) -> tuple[int, int, int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(mirror)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [
-        sys.executable, ROOT / "recognition.py", f"--work={work}", f"--mirror=http://127.0.0.1:{server.server_port}",
+        sys.executable, f"{ROOT}/recognition.py", f"--work={work}", f"--mirror=http://127.0.0.1:{server.server_port}",
         "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--epochs=1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

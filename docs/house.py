@@ -21,7 +21,7 @@ FLOOR = {place: number for number, floor in enumerate(FLOORS) for place in floor
 
 def rooms() -> dict[str, list[Path]]:
     """The files of each place: the doors, each stage at the root, each wing."""
-    found = {place: [] for floor in FLOORS for place in floor}
+    found: dict[str, list[Path]] = {place: [] for floor in FLOORS for place in floor}
     for path in sorted(ROOT.glob("*.py")):
         found[path.stem if path.stem in STAGES else "doors"].append(path)
     for path in sorted(ROOT.glob("landmarks/*/*.py")):

@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -143,15 +144,23 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """A loopback server of a folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.faults: dict[str, list[Callable[[Handler], None]]] = {}
+        self.requests: list[tuple[str, str | None]] = []
+
+
 @pytest.fixture
 def serve():
     """Start a loopback server of a folder: `server = serve(folder)`; `.url`, `.faults`, `.requests`."""
     servers = []
 
-    def start(folder: Path) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        server.url = f"http://127.0.0.1:{server.server_address[1]}"
-        server.faults, server.requests = {}, []
+    def start(folder: Path) -> Server:
+        server = Server(folder)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         return server

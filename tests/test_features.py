@@ -7,7 +7,7 @@ from conftest import identity, jpeg, make_mirror
 
 import features
 import model as models
-from features import Features, load_features, prepare_folder, save_features, take
+from features import Features, concatenate, load_features, prepare_folder, save_features, take
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running.command import InputError
@@ -34,6 +34,14 @@ def test_features_come_back_as_written(tmp_path):
 def test_a_model_without_head(tmp_path):
     save_features(tmp_path / "x.npz", Features(FEATURES.ids, FEATURES.embeddings))
     assert load_features(tmp_path / "x.npz").landmark is None
+
+
+def test_parts_are_joined_and_what_they_lack_stays_away():
+    parts = [take(FEATURES, np.array([row])) for row in range(2)]
+    for name, array in concatenate(parts)._asdict().items():
+        np.testing.assert_array_equal(array, getattr(FEATURES, name), strict=True)
+    headless = concatenate([Features(FEATURES.ids, FEATURES.embeddings)] * 2)
+    assert len(headless.ids) == 4 and headless[2:] == (None,) * 4
 
 
 def test_damage_is_noticed_anywhere_in_the_file(tmp_path):

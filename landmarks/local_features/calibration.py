@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features import Features, load_features, outline, save_features, take
+from features import concatenate, load_features, outline, save_features, take
 from landmarks.local_features.candidates import features_of, most_similar
 from landmarks.local_features.decision import largest_threshold
 from landmarks.local_features.matching import MATCHING, compare
-from landmarks.mirrors.base import NON_LANDMARKS, Mirror
+from landmarks.mirrors.base import Mirror
 from landmarks.neighbours import nonlandmarks
 from landmarks.neighbours.search import search
 from landmarks.running.command import InputError
@@ -23,10 +23,10 @@ DEPTH = 100  # neighbours among which a photo of another landmark is looked for
 
 def photos_of_no_landmark(mirror: Mirror) -> tuple[list[str], set[str]]:
     """The splits to embed, train first, and the photos that the mirror says show no landmark, if it names any."""
-    if mirror.path(NON_LANDMARKS) is None:
+    listed = nonlandmarks.listed(mirror)
+    if listed is None:
         return ["train"], set()
-    (group,) = nonlandmarks.references("auto", mirror)
-    return list(dict.fromkeys(["train", *group.splits])), group.ids or set()
+    return list(dict.fromkeys(["train", *listed.splits])), listed.ids
 
 
 def verify_held_out(
@@ -109,8 +109,7 @@ def hold_out(
     wanted, picked = found.index.to_numpy(str), []
     for features in map(load_features, dict.fromkeys([*files, *none_files])):
         picked.append(take(features, np.isin(features.ids, wanted)))
-    fields = zip(*picked, strict=True)
-    save_features(path, Features(*(None if field[0] is None else np.concatenate(field) for field in fields)))
+    save_features(path, concatenate(picked))
     neighbours = search([path], files, DEPTH, parts, landmark_of.index)
     found = found.loc[neighbours.query_ids]
     landmarks = landmark_of.loc[neighbours.index_ids].to_numpy()[neighbours.positions]

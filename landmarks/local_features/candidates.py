@@ -84,7 +84,8 @@ def extractor_folder(run: RunSettings, settings: VerificationSettings, mirror: M
 
 def by_need(candidates: Mapping[str, Sequence[str]]) -> list[str]:
     """The candidates, those first that come first for a photo, and of these the ones that more photos have."""
-    place, photos = {}, Counter(chain.from_iterable(candidates.values()))
+    place: dict[str, int] = {}
+    photos = Counter(chain.from_iterable(candidates.values()))
     for row in candidates.values():
         for number, identity in enumerate(row):
             place[identity] = min(place.get(identity, number), number)

@@ -106,7 +106,7 @@ def extract(delf: keras.Model, photo: np.ndarray, points: int) -> LocalFeatures:
     A photo takes a moment's memory for its largest level, twice its size: 200 MB at 640 px with EfficientNet-Lite0.
     """
     height, width = photo.shape[:2]
-    centres, descriptors, scores = [], [], []
+    found: dict[str, list[np.ndarray]] = {"centres": [], "descriptors": [], "scores": []}
     for scale in SCALES:
         shown = level(photo, scale)
         sides = shown.shape[1], shown.shape[0]
@@ -115,19 +115,19 @@ def extract(delf: keras.Model, photo: np.ndarray, points: int) -> LocalFeatures:
         # EfficientNet-Lite0's features of mirrored photos match at 7.6, those of photos of twice the size at 9.0.
         x, y = (np.arange(STRIDE / 2, side, STRIDE) for side in sides)
         grid = np.stack(np.meshgrid(x * width / sides[0], y * height / sides[1]), axis=-1) - 0.5
-        centres.append(grid.reshape(-1, 2))
-        for name, parts in (("descriptors", descriptors), ("scores", scores)):
+        found["centres"].append(grid.reshape(-1, 2))
+        for name in ("descriptors", "scores"):
             inside = np.asarray(maps[name])[0, : len(y), : len(x)]
-            parts.append(inside.reshape(-1, inside.shape[-1]))
-    centres, descriptors, scores = map(np.concatenate, (centres, descriptors, scores))
+            found[name].append(inside.reshape(-1, inside.shape[-1]))
+    centres, descriptors, scores = map(np.concatenate, found.values())
     best = np.argsort(-scores[:, 0], kind="stable")[:points]
     return LocalFeatures(centres[best].astype(np.float32), descriptors[best])
 
 
 def level(photo: np.ndarray, scale: float) -> np.ndarray:
     """A photo (H, W, 3) uint8 at a scale of the pyramid."""
-    sides = (max(1, round(side * scale)) for side in photo.shape[1::-1])
-    return np.asarray(Image.fromarray(photo).resize(tuple(sides), Image.Resampling.BICUBIC))
+    sides = [max(1, round(side * scale)) for side in photo.shape[1::-1]]
+    return np.asarray(Image.fromarray(photo).resize(sides, Image.Resampling.BICUBIC))
 
 
 def fill(photo: np.ndarray, width: int, height: int) -> np.ndarray:

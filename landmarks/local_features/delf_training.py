@@ -270,7 +270,7 @@ def principal_axes(samples: Iterable[np.ndarray], dimensions: int) -> tuple[np.n
     for part in samples:
         part = part.astype("float64")
         count, total, products = count + len(part), total + part.sum(axis=0), products + part.T @ part
-    mean = total / count
+    mean = np.asarray(total / count)
     _, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
     return mean.astype("float32"), axes[:, ::-1][:, :dimensions].astype("float32")
 

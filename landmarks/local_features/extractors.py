@@ -10,6 +10,7 @@ An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `Lo
 `pip install opencv-python-headless threadpoolctl` is needed to match features of any kind.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -122,5 +123,7 @@ def _open_delf(folder: Path, points: int) -> Extractor:
     return delf.open_extractor(folder, points)
 
 
-EXTRACTORS = {"delf": _open_delf, "savedmodel": _open_savedmodel, "sift": _open_sift, "xfeat": _open_xfeat}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "delf": _open_delf, "savedmodel": _open_savedmodel, "sift": _open_sift, "xfeat": _open_xfeat,
+}  # fmt: skip
 MODEL_FILES = {"delf": "delf.keras", "savedmodel": "**/*"}  # of its folder: what an extractor is made of

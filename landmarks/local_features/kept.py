@@ -6,7 +6,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import contextmanager
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from features import outline
 from landmarks.local_features.points import SMALLEST_SIDE, Extractor, LocalFeatures, decode, none_found
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import UnreadablePhoto
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
 from landmarks.running.skipped import record_skipped
@@ -92,28 +93,41 @@ def keep_features(
     there = {path.stem: path for path in embedded}
     files = {name: folder / split / f"{name}.npz" for name in there}
     has = _whole_ids(list(files.values()))
-    chosen = dict.fromkeys([*wanted, *chain.from_iterable(has.values())])
-    chosen = set(islice(chosen, most))
-    wanted = chosen.intersection(wanted)
+    chosen = set(islice(dict.fromkeys([*wanted, *chain.from_iterable(has.values())]), most))
+    needed = chosen.intersection(wanted)
     todo: dict[str, list[str]] = {}
     for name, path in tqdm(there.items(), f"shards of local features of {split}", unit=" shards"):
         old = has[files[name]]
-        new = [identity for identity in outline(path).ids.tolist() if identity in wanted and identity not in old]
+        new = [identity for identity in outline(path).ids.tolist() if identity in needed and identity not in old]
         if new or not old <= chosen:
             todo[name] = new
-    extract = open_it() if any(todo.values()) else None
+    extractor = cache(open_it)
+    if any(todo.values()):
+        extractor()  # what it lacks is told before a file changes
     for name in [name for name, new in todo.items() if not new]:
-        _keep_shard(extract, None, split, [], files[name], chosen & has[files[name]], size, work)
+        with _rewritten(files[name], chosen & has[files[name]]):
+            pass
     todo = {name: new for name, new in todo.items() if new}
     for shard in tqdm(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
-        _keep_shard(extract, shard, split, todo[shard.name], path, chosen & has[path], size, work)
+        _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
     return KeptFeatures([path for path in files.values() if path.exists()])
 
 
+@contextmanager
+def _rewritten(path: Path, old: Collection[str]) -> Iterator[zipfile.ZipFile]:
+    """A shard's file with none but the `old` photos in it, to write more to."""
+    before = KeptFeatures([path]) if old else {}
+    with whole(path) as part, zipfile.ZipFile(part, "w") as file:
+        for identity in before:
+            if identity in old:
+                _write(file, identity, before[identity])
+        yield file
+
+
 def _keep_shard(
-    extract: Extractor | None,
-    shard: TarShard | FolderShard | None,
+    extract: Extractor,
+    shard: Shard,
     split: str,
     new: list[str],
     path: Path,
@@ -122,12 +136,8 @@ def _keep_shard(
     work: Path,
 ) -> None:
     """Write a shard's file: those of the `old` photos in it, then the `new` ones."""
-    before = KeptFeatures([path]) if old else {}
     unreadable = []
-    with whole(path) as part, zipfile.ZipFile(part, "w") as file:
-        for identity in before:
-            if identity in old:
-                _write(file, identity, before[identity])
+    with _rewritten(path, old) as file:
         photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
         for identity, photo in zip(new, tqdm(photos, path.stem, len(new), unit=" photos", leave=False), strict=True):
             check_stop()
@@ -135,11 +145,10 @@ def _keep_shard(
                 unreadable.append((identity, photo))
             seen = isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
             _write(file, identity, extract(photo) if seen else none_found())
-    if shard:
-        record_skipped(work, split, shard.name, [*shard.refused, *unreadable])
+    record_skipped(work, split, shard.name, [*shard.refused, *unreadable])
 
 
-def _decode(shard: TarShard | FolderShard, size: int, identity: str) -> np.ndarray | str:
+def _decode(shard: Shard, size: int, identity: str) -> np.ndarray | str:
     try:
         return decode(shard.read(identity), size)
     except (OSError, UnreadablePhoto) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard, TarShard
 from landmarks.mirrors.tables import read_table
 from landmarks.running.command import InputError
 from landmarks.running.settings import MirrorSettings
@@ -39,7 +39,7 @@ class Mirror(ABC):
         """The names of a split's shards, in order, as the mirror itself tells them; empty when it has none."""
 
     @abstractmethod
-    def stream(self, split: str, names: list[str]) -> Iterator[TarShard | FolderShard]:
+    def stream(self, split: str, names: list[str]) -> Iterator[Shard]:
         """The shards of these names one after another, each closed when the next is asked for.
 
         Raises:

@@ -9,7 +9,7 @@ from landmarks.mirrors import images
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.open import open_mirror
-from landmarks.mirrors.shards import DamagedShard, FolderShard, TarShard
+from landmarks.mirrors.shards import DamagedShard, Shard, TarShard
 from landmarks.running.command import check_stop
 from landmarks.running.files import md5
 from landmarks.running.settings import MirrorSettings
@@ -70,7 +70,7 @@ def _check_split(source: Mirror, split: str) -> list[str]:
     return faults
 
 
-def _fault(shard: TarShard | FolderShard, identity: str) -> str | None:
+def _fault(shard: Shard, identity: str) -> str | None:
     try:
         images.decode(shard.read(identity), 64)
     except (OSError, UnreadablePhoto) as error:

@@ -18,7 +18,7 @@ from landmarks.mirrors import download, images
 from landmarks.mirrors.base import SOLUTIONS, SPLITS
 from landmarks.mirrors.build import build_mirror, printable, record_failures, write_csv, write_shard
 from landmarks.mirrors.open import open_mirror
-from landmarks.mirrors.shards import MAX_PHOTO_BYTES, FolderShard, TarShard, valid_id
+from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
 from landmarks.running.command import InputError
 from landmarks.running.files import md5, whole
 
@@ -54,7 +54,7 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     photos = photos.astype({"landmark_id": "Int64"})
     # A photo's id follows from its place; the slash keeps those of no landmark apart from a landmark's of that name.
     places = [path.relative_to(folder).as_posix() for path, _ in found]
-    places += [f"/{path.relative_to(none).as_posix()}" for path in others]
+    places += [f"/{path.relative_to(none).as_posix()}" for path in others] if none else []
     photos["id"] = [hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest() for place in places]
     photos["url"] = photos["url"].astype(str)
     digest = hashlib.md5(photos[["id", "landmark_id"]].to_csv().encode(), usedforsecurity=False).hexdigest()
@@ -137,7 +137,7 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     )
 
 
-def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> bytes:
+def _shrink_photo(shard: Shard, size: int, identity: str) -> bytes:
     return images.shrink(shard.read(identity), size)
 
 

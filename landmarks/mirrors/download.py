@@ -36,9 +36,8 @@ def exists(url: str) -> bool:
 
     def ask() -> bool:
         # Some servers know no HEAD and say so in many ways, so only a GET counts as a no.
-        response = _request("HEAD", url)
-        if response.status_code >= 300:
-            response = _ask(url, {"Range": "bytes=0-0"})
+        head = _request("HEAD", url)
+        response = head if head.status_code < 300 else _ask(url, {"Range": "bytes=0-0"})
         if response is not None:
             response.close()
         return response is not None
@@ -222,7 +221,7 @@ class _Transfer:
                 raise Transient(_reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The innermost cause in one short line: requests wraps it in up to four layers."""
     while error.__context__ is not None:
         error = error.__context__

@@ -50,8 +50,8 @@ class FolderMirror(Mirror):
     def fingerprint(self, split: str, name: str, earlier: str = "") -> str:
         """As `Mirror.fingerprint`. A tar's size and time come first: while they stay, its directory need not be read.
 
-        For 500 tars of 8,192 photos that would take two minutes. The published md5 comes last, where there is one: it is
-        what tells of the same shard at a URL.
+        For 500 tars of 8,192 photos that would take two minutes. The published md5 comes last, where there is one: it
+        tells of the same shard at a URL.
         """
         path, published = self.folder / split / f"{name}.tar", self.published_md5(split, name) or ""
         stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else "tree"

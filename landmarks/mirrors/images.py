@@ -28,7 +28,7 @@ def open_photo(data: bytes, size: int) -> Image.Image:
         UnreadablePhoto: not a photo, truncated, too large to decode safely, or of a mode that has no plain RGB.
     """
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         if image.mode not in MODES:
             raise UnreadablePhoto(f"mode {image.mode} is not supported")
         pixels = image.width * image.height

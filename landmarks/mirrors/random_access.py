@@ -55,7 +55,6 @@ class RandomAccess:
         self._shard, self._offset, self._length = self._shard[found], self._offset[found], self._length[found]
 
     def _add(self, shard: TarShard | FolderShard) -> None:
-        is_tar = isinstance(shard, TarShard)
         self.refused += [(f"{shard.name}/{name}", reason) for name, reason in shard.refused]
         for identity in shard.ids:
             row = self._row(identity)
@@ -65,9 +64,9 @@ class RandomAccess:
                 self.refused.append((f"{shard.name}/{identity}", "id seen before"))
                 continue
             self._shard[row] = len(self._shards)
-            if is_tar:
+            if isinstance(shard, TarShard):
                 self._offset[row], self._length[row] = shard.places[identity]
-        self._shards.append(shard.path if is_tar else shard)
+        self._shards.append(shard.path if isinstance(shard, TarShard) else shard)
 
     def _row(self, identity: str) -> int | None:
         row = bisect_left(self.ids, identity)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
@@ -25,6 +25,18 @@ def valid_id(identity: str) -> bool:
 
 class DamagedShard(InputError):
     """A tar that cannot be read to its end."""
+
+
+class Shard(Protocol):
+    """Photos under a common name, from a mirror or in the place of its own: each is read by its id."""
+
+    name: str
+    ids: list[str]
+    refused: list[tuple[str, str]]  # what is passed over, a member or an id, and why
+
+    def read(self, identity: str) -> bytes: ...
+
+    def close(self) -> None: ...
 
 
 class TarShard:
@@ -70,8 +82,7 @@ class TarShard:
                 if reason:
                     self.refused.append((member.name, reason))
                 elif not member.isdir():
-                    identity = MEMBER_NAME.fullmatch(member.name).group(4)
-                    self.places[identity] = (member.offset_data, member.size)
+                    self.places[Path(member.name).stem] = (member.offset_data, member.size)
         self._file.seek(end)
         tail = self._file.read(2 * tarfile.BLOCKSIZE)
         if len(tail) < tarfile.BLOCKSIZE or any(tail):
@@ -111,7 +122,7 @@ class _Headers:
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.seek, self.tell = file.seek, file.tell
+        self.seek, self.tell, self.write, self.close = file.seek, file.tell, file.write, file.close
 
     def read(self, size: int) -> bytes:
         if size > MAX_HEADER_BYTES:

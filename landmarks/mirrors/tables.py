@@ -2,7 +2,9 @@
 
 import csv
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     how long a row is when it is to read some columns only.
     """
     table = {name: array("q") if name == "landmark_id" else [] for name in columns}
-    parsers = {"id": _parse_id, "landmark_id": _parse_landmark}
+    parsers: dict[str, Callable[[str], Any]] = {"id": _parse_id, "landmark_id": _parse_landmark}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)

@@ -148,7 +148,7 @@ class WebMirror(Mirror):
         path = self.cache / "md5_mismatches.csv"
         return set(read_table(path, ["found"])["found"]) if path.exists() else set()
 
-    def _accept_mismatch(self, relative: str, expected: str, found: str) -> None:
+    def _accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
         path = self.cache / "md5_mismatches.csv"
         is_new = not path.exists()
         with open(path, "a", newline="") as file:

@@ -27,7 +27,8 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
 
     Raises InputError if a model has learnt none of the first one's landmarks.
     """
-    by_model, known = [], models.load_labels(run.folders[0] / "labels.csv")
+    known = models.load_labels(run.folders[0] / "labels.csv")
+    by_model: list[dict[str, list[Path]]] = []
     for folder in run.folders:
         own = recipes.of(folder)
         landmarks = models.load_labels(folder / "labels.csv")
@@ -38,8 +39,8 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
             features.embed, predictor, landmarks, mirror, work=folder, settings=own.embedding,
             image_size=own.model.image_size, batch_size=own.training.batch_size, shards=run.shards,
         )  # fmt: skip
-        by_model.append({split: embed_split(split) for split in splits})
-    if any(None in files.values() for files in by_model):
+        by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
+    if any(len(files) < len(splits) for files in by_model):
         return None
     if not run.models:
         return by_model[0]

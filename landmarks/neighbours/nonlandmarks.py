@@ -1,6 +1,6 @@
 """Which photos show no landmark: the references of the penalty. None is scored where it has served its own score."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import Features, load_features, outline, save_features, take
+from features import concatenate, load_features, outline, save_features, take
 from landmarks.mirrors.base import NON_LANDMARKS, Mirror
 from landmarks.mirrors.shards import valid_id
 from landmarks.mirrors.tables import read_table
@@ -28,12 +28,19 @@ FEWEST = 10  # references with fewer photos tell nothing
 class References(NamedTuple):
     """Photos of no landmark, and the test photos whose scores go down with likeness to them."""
 
-    ids: set[str] | None  # None: those of `splits` that are far from every landmark, once these are embedded
+    ids: set[str]
     splits: list[str]  # where they are
     serve: set[str]
 
 
-def references(setting: str, mirror: Mirror) -> list[References]:
+class FarReferences(NamedTuple):
+    """The same, yet to be found: photos of `splits` that are far from every landmark, once these are embedded."""
+
+    splits: list[str]
+    serve: set[str]
+
+
+def references(setting: str, mirror: Mirror) -> Sequence[References | FarReferences]:
     """What the setting `non_landmarks` says, which is nothing if it is empty.
 
     `auto` looks at no answers: the mirror's own `metadata/non_landmarks.csv`, else photos of the index, or of train
@@ -45,11 +52,8 @@ def references(setting: str, mirror: Mirror) -> list[References]:
     if not setting:
         return []
     if setting == "auto":
-        own = mirror.path(NON_LANDMARKS)
-        ids = set(read_table(own, ["id"])["id"]) if own else None
         split = "index" if mirror.shard_names("index") else "train"
-        splits = _splits(ids, mirror, str(own)) if ids else [split]
-        return [References(ids, splits, set(mirror.ids("test")))]
+        return [listed(mirror) or FarReferences([split], set(mirror.ids("test")))]
     if setting != "other-half":
         ids = read_ids(Path(setting))
         return [References(ids, _splits(ids, mirror, setting), set(mirror.ids("test")))]
@@ -68,6 +72,15 @@ def check(setting: str) -> None:
     """Raise InputError if the setting `non_landmarks` names a file that is malformed."""
     if setting not in ("", "auto", "other-half"):
         read_ids(Path(setting))
+
+
+def listed(mirror: Mirror) -> References | None:
+    """The photos that the mirror itself says show no landmark, if it tells."""
+    path = mirror.path(NON_LANDMARKS)
+    if path is None:
+        return None
+    ids = set(read_table(path, ["id"])["id"])
+    return References(ids, _splits(ids, mirror, str(path)), set(mirror.ids("test")))
 
 
 def reference_halves(solution: Solution, test_ids: Iterable[str]) -> list[References]:
@@ -135,13 +148,16 @@ def write_features(files: list[Path], ids: set[str], path: Path) -> None:
     found = sum(len(features.ids) for features in picked)
     if not found:
         raise InputError(f"none of the {len(ids)} photos of no landmark could be read; name others")
-    fields = zip(*picked, strict=True)
-    save_features(path, Features(*(None if field[0] is None else np.concatenate(field) for field in fields)))
+    save_features(path, concatenate(picked))
     print(f"{found:,} of {len(ids):,} photos of no landmark have features")
 
 
 def located(
-    references: list[References], files: dict[str, list[Path]], train: pd.DataFrame, parts: int, folder: Path
+    references: Sequence[References | FarReferences],
+    files: dict[str, list[Path]],
+    train: pd.DataFrame,
+    parts: int,
+    folder: Path,
 ) -> list[References]:
     """The references, with photos far from every landmark where the mirror names none; empty if there are none either.
 
@@ -151,7 +167,10 @@ def located(
         parts: the train photos are searched in so many parts.
         folder: for what is found on the way.
     """
-    found = [find_far(group, files, train, parts, folder) if group.ids is None else group for group in references]
+    found = [
+        find_far(group, files, train, parts, folder) if isinstance(group, FarReferences) else group
+        for group in references
+    ]
     if not all(group.ids for group in found):
         print("no photos of no landmark are at hand: no penalty is taken")
         return []
@@ -159,7 +178,7 @@ def located(
 
 
 def find_far(
-    group: References, files: dict[str, list[Path]], train: pd.DataFrame, parts: int, folder: Path
+    group: FarReferences, files: dict[str, list[Path]], train: pd.DataFrame, parts: int, folder: Path
 ) -> References:
     """The photos that stand in for non-landmarks: those of `group.splits` that are least like any train photo.
 
@@ -175,10 +194,10 @@ def find_far(
     ids = np.concatenate([outline(path).ids for path in there])
     looked_at = ids[np.linspace(0, len(ids) - 1, min(len(ids), MOST_LOOKED_AT)).astype(int)] if len(ids) else ids
     if len(looked_at) * FAR_SHARE < FEWEST:
-        return group._replace(ids=set())
+        return References(set(), *group)
     path = folder / "looked_at.npz"
     write_features(there, set(looked_at.tolist()), path)
     neighbours = search([path], files["train"], 2, parts, pd.Index(train["id"]), folder / "looked-at-in-train")
     nearest = without_itself(neighbours).similarities[:, 0]
     far = np.argsort(nearest, kind="stable")[: min(int(len(nearest) * FAR_SHARE), MOST_FAR)]
-    return group._replace(ids=set(neighbours.query_ids[far].tolist()))
+    return References(set(neighbours.query_ids[far].tolist()), *group)

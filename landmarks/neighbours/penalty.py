@@ -169,7 +169,7 @@ def choose_weight(
     train_landmark = landmark.loc[neighbours.index_ids].to_numpy()
     of_queries = likeness(files, others, how.of_queries, folder / "in-references")
     of_train = likeness(train_files, others, how.of_train, folder / "train-in-references") if how.of_train else None
-    solution = {identity: [] for identity in load_features(judged).ids.tolist()}
+    solution: dict[str, list[int]] = {identity: [] for identity in load_features(judged).ids.tolist()}
     solution |= {identity: [shown] for identity, shown in zip(chosen["id"], chosen["landmark_id"], strict=True)}
     gaps = {}
     for weight in WEIGHTS:

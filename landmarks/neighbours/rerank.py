@@ -69,15 +69,15 @@ def sort_and_insert(
     Raises:
         InputError: the features have no predicted landmarks.
     """
-    _require_landmarks(neighbours)
-    by_landmark = np.lexsort((-index_score, neighbours.index_landmark))
-    ordered = neighbours.index_landmark[by_landmark]
-    begins, ends = (np.searchsorted(ordered, neighbours.query_landmark, side) for side in ("left", "right"))
+    query_landmark, index_landmark = _landmarks(neighbours)
+    by_landmark = np.lexsort((-index_score, index_landmark))
+    ordered = index_landmark[by_landmark]
+    begins, ends = np.searchsorted(ordered, query_landmark), np.searchsorted(ordered, query_landmark, "right")
     positions = np.full((len(neighbours.query_ids), top), -1, np.int32)
     for query, places in enumerate(tqdm(neighbours.positions, "sort and insert", unit=" queries")):
         check_stop()
         found = places[places >= 0]
-        same = neighbours.index_landmark[found] == neighbours.query_landmark[query]
+        same = index_landmark[found] == query_landmark[query]
         candidates = by_landmark[begins[query] : ends[query]][:top]
         sure = query_score[query] + index_score[candidates] > least
         missed = candidates[sure & ~np.isin(candidates, found)]
@@ -110,21 +110,22 @@ def _sort(
 
     `distance` gives those of some rows from which of their neighbours have the query's landmark, (n, k) bool.
     """
-    _require_landmarks(neighbours)
-    index_landmark = np.append(neighbours.index_landmark, -1)  # what position -1 reads, even of an empty index
+    query_landmark, index_landmark = _landmarks(neighbours)
+    index_landmark = np.append(index_landmark, -1)  # what position -1 reads, even of an empty index
     width = min(top, neighbours.positions.shape[1])
     distances = np.empty((len(neighbours.query_ids), width), np.float32)
     positions = np.empty((len(neighbours.query_ids), width), np.int32)
     for first in range(0, len(neighbours.query_ids), BATCH):
         rows = slice(first, first + BATCH)
         places = neighbours.positions[rows]
-        found = distance(rows, index_landmark[places] == neighbours.query_landmark[rows, None])
+        found = distance(rows, index_landmark[places] == query_landmark[rows, None])
         order = np.argsort(found, axis=1, kind="stable")[:, :width]
         distances[rows] = np.take_along_axis(found, order, axis=1)
         positions[rows] = np.take_along_axis(places, order, axis=1)
     return distances, positions
 
 
-def _require_landmarks(neighbours: Neighbours) -> None:
+def _landmarks(neighbours: Neighbours) -> tuple[np.ndarray, np.ndarray]:
     if neighbours.query_landmark is None or neighbours.index_landmark is None:
         raise InputError("re-ranking by landmark needs a model with a softmax head; turn re-ranking off")
+    return neighbours.query_landmark, neighbours.index_landmark

@@ -85,7 +85,7 @@ def search(
     done = [0] * len(queries)  # in so many parts each query file was searched before
     if keep is not None:
         _delete_others(keep, query_files)
-        done = [_read_kept(keep / path.name, *which) for path, *which in zip(query_files, stamps, results, strict=True)]
+        done = list(map(_read_kept, (keep / path.name for path in query_files), stamps, results))
 
     already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
@@ -200,8 +200,8 @@ def _stamps(
     for group in groups:
         for number in group:
             digest.update(f" {index[number].crc32} ".encode())
-            if isinstance(chosen[number], np.ndarray):
-                digest.update(np.packbits(chosen[number]).tobytes())
+            if isinstance(rows := chosen[number], np.ndarray):
+                digest.update(np.packbits(rows).tobytes())
         stamps.append(digest.hexdigest())
     return stamps
 

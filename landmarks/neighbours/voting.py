@@ -76,8 +76,8 @@ def head(files: list[Path]) -> pd.DataFrame:
     parts = []
     for path in files:  # one in memory at a time: all embeddings would be half a GB
         features = load_features(path)
-        _require_head(features, path)
-        parts.append(pd.DataFrame({"landmark": features.landmark, "score": features.score}, index=features.ids))
+        landmark, score = _of_head(features, path)
+        parts.append(pd.DataFrame({"landmark": landmark, "score": score}, index=features.ids))
     return pd.concat(parts)
 
 
@@ -96,9 +96,9 @@ def head_scores(files: list[Path]) -> HeadScores:
     parts = []
     for path in files:
         features = load_features(path)
-        _require_head(features, path)
-        if features.top_landmark is None:
-            parts.append(HeadScores(features.landmark[:, None], features.score[:, None]))
+        landmark, score = _of_head(features, path)
+        if features.top_landmark is None or features.top_score is None:
+            parts.append(HeadScores(landmark[:, None], score[:, None]))
         else:
             parts.append(HeadScores(features.top_landmark, features.top_score))
     width = min(part.landmark.shape[1] for part in parts)
@@ -188,9 +188,10 @@ def _digest(train: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _require_head(features: Features, path: Path) -> None:
-    if features.landmark is None:
+def _of_head(features: Features, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if features.landmark is None or features.score is None:
         raise InputError(f"{path} has no landmarks of a head: give --recognizer neighbours or centres, and no --blend")
+    return features.landmark, features.score
 
 
 def _require_photos(photos: int) -> None:

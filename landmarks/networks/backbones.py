@@ -33,12 +33,11 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
         InputError: there is no such backbone, or its weights cannot be had.
     """
     build = find_backbone(name)
-    source = None if weights == "none" else weights
-    is_file = source not in (None, "imagenet")
-    if is_file and not Path(source).is_file():
-        raise InputError(f"weights {source!r} is neither imagenet, none, nor a file")
+    is_file = weights not in ("none", "imagenet")
+    if is_file and not Path(weights).is_file():
+        raise InputError(f"weights {weights!r} is neither imagenet, none, nor a file")
     try:
-        base = build(include_top=False, weights=None if is_file else source, input_shape=(None, None, 3))
+        base = build(include_top=False, weights=weights if weights == "imagenet" else None, input_shape=(None, None, 3))
     except InputError:
         raise
     except Exception as error:  # keras.utils.get_file raises a bare Exception when the download fails
@@ -46,9 +45,9 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
             f"backbone {name} with weights {weights} cannot be built ({str(error)[:200]}); without network give "
             "--weights FILE (a .h5 from the Keras applications site) or --weights none"
         ) from error
-    if is_file and not source.endswith(".keras"):
+    if is_file and not weights.endswith(".keras"):
         try:
-            base.load_weights(source)
+            base.load_weights(weights)
         except Exception as error:  # HDF5 and Keras errors of many types
-            raise InputError(f"{source} does not hold weights of {base.name}: {str(error)[:300]}") from error
+            raise InputError(f"{weights} does not hold weights of {base.name}: {str(error)[:300]}") from error
     return base, sys.modules[build.__module__].preprocess_input

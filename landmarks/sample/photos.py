@@ -132,8 +132,9 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """Without this, the workers of a killed parent would wait for work for ever."""
-    parent_process().join()
-    os._exit(1)
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def listing(

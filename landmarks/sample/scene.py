@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+Vector = Sequence[float] | np.ndarray
 NEAR = 0.3  # metres: a face that comes nearer, or passes behind the camera, is looked for in the whole frame
 
 
@@ -32,7 +33,7 @@ class Texture:
         self.heights = np.array([level.height for level in levels], np.float32)
         self.starts = np.cumsum([0, *(level.width * level.height for level in levels[:-1])])
         self.texels = np.concatenate([np.asarray(level).view("<u4").ravel() for level in levels])
-        self.opaque = levels[0].getextrema()[3][0] > 127
+        self.opaque = np.asarray(levels[0])[..., 3].min() > 127
 
     def sample(self, u: np.ndarray, v: np.ndarray, level: np.ndarray) -> np.ndarray:
         """The nearest texels (N,) at u (rightwards) and v (upwards), repeating with period 1; RGBA packed as uint32."""
@@ -172,7 +173,7 @@ def _shadows(outlines: np.ndarray, camera: Camera, sun: np.ndarray) -> np.ndarra
     return np.asarray(shadow)
 
 
-def box(corner: Sequence[float], size: Sequence[float], front: Texture, side: Texture, top: Texture) -> list[Face]:
+def box(corner: Vector, size: Vector, front: Texture, side: Texture, top: Texture) -> list[Face]:
     """Front (towards -y), right, back, left, top and bottom of a box; `corner` has its least x, y and z."""
     low, (x, y, z) = np.array(corner, float), np.diag(np.array(size, float))
     return [
@@ -185,7 +186,7 @@ def box(corner: Sequence[float], size: Sequence[float], front: Texture, side: Te
     ]
 
 
-def gable(corner: Sequence[float], size: Sequence[float], end: Texture, slope: Texture, along_x: bool) -> list[Face]:
+def gable(corner: Vector, size: Vector, end: Texture, slope: Texture, along_x: bool) -> list[Face]:
     """A ridged roof on a box of that corner and width and depth, the ridge along x or y."""
     low, (x, y, z) = np.array(corner, float), np.diag(np.array(size, float))
     if along_x:
@@ -199,7 +200,7 @@ def gable(corner: Sequence[float], size: Sequence[float], end: Texture, slope: T
 
 
 def revolve(
-    centre: Sequence[float], profile: list[tuple[float, float]], sides: int, texture: Texture, turn: float = 0.0
+    centre: Vector, profile: list[tuple[float, float]], sides: int, texture: Texture, turn: float = 0.0
 ) -> list[Face]:
     """Rings of `sides` faces through the (radius > 0, height) pairs of `profile`: cylinders, cones, domes, pyramids."""
     angles = turn + 2 * np.pi * np.arange(sides + 1) / sides
@@ -214,10 +215,10 @@ def revolve(
     return faces
 
 
-def rgb(colour: Sequence[float], gain: float = 1.0) -> tuple[int, ...]:
+def rgb(colour: Vector, gain: float = 1.0) -> tuple[int, ...]:
     """A colour 0..255, made brighter or darker, as Pillow takes it."""
     return tuple(int(value) for value in np.clip(np.asarray(colour) * gain, 0, 255))
 
 
-def plain(colour: Sequence[float]) -> Texture:
+def plain(colour: Vector) -> Texture:
     return Texture(Image.new("RGB", (1, 1), rgb(colour)))

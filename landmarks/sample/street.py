@@ -1,12 +1,11 @@
 """What surrounds a building in a photo of the sample: street, trees, people, cars, weather and light."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from landmarks.sample.scene import Camera, Face, Texture, box, corners, plain, project, render, revolve, rgb
+from landmarks.sample.scene import Camera, Face, Texture, Vector, box, corners, plain, project, render, revolve, rgb
 
 
 class Stock(NamedTuple):
@@ -48,7 +47,7 @@ def _house(rng: np.random.Generator) -> Texture:
     return Texture(image)
 
 
-def _foliage(colour: Sequence[float], slim: bool, rng: np.random.Generator) -> Texture:
+def _foliage(colour: Vector, slim: bool, rng: np.random.Generator) -> Texture:
     image = Image.new("RGBA", (192, 256), (*rgb(colour), 0))
     draw = ImageDraw.Draw(image)
     draw.rectangle([90, 140, 102, 256], (72, 56, 42, 255))
@@ -184,7 +183,7 @@ def photograph(faces: list[Face], camera: Camera, stock: Stock, rng: np.random.G
     pixels = pixels[..., :3] + (1 - pixels[..., 3:] / 255) * _sky(camera, weather, rng)
     clear = np.exp(-weather.fog * rng.random() / np.maximum(inverse_depth, 1 / 150))[..., None]
     pixels = pixels * clear + (1 - clear) * np.array(weather.horizon, np.float32)
-    gains = weather.tint * rng.uniform(0.93, 1.08, 3) * rng.uniform(0.85, 1.2)
+    gains = rng.uniform(0.93, 1.08, 3) * weather.tint * rng.uniform(0.85, 1.2)
     pixels *= gains.astype(np.float32)
     if rng.random() < 0.06:
         pixels[:] = pixels.mean(axis=2, keepdims=True)  # an old photo

@@ -8,13 +8,14 @@ query without images.
 import csv
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from landmarks.running.command import InputError
 
 HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
 MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
 MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
+Cell = TypeVar("Cell")  # as it is parsed
 
 
 class IdLists(Mapping[str, list[str]]):
@@ -55,7 +56,11 @@ def read_recognition_solution(path: Path) -> Solution:
 
     Raises InputError if the file cannot be read, or a row is malformed, repeated, or of an unknown `Usage`.
     """
-    return _read_solution(path, "recognition", lambda cell: [int(token) for token in cell.split(" ")] if cell else [])
+
+    def parse(cell: str) -> list[int]:
+        return [int(token) for token in cell.split(" ")] if cell else []
+
+    return Solution(*_read_solution(path, "recognition", parse))
 
 
 def read_retrieval_solution(path: Path) -> Solution:
@@ -73,7 +78,9 @@ def read_retrieval_solution(path: Path) -> Solution:
     return Solution(IdLists(public), IdLists(private), ignored)
 
 
-def _read_solution(path: Path, task: str, parse: Callable[[str], Any]) -> Solution:
+def _read_solution(
+    path: Path, task: str, parse: Callable[[str], Cell]
+) -> tuple[dict[str, Cell], dict[str, Cell], set[str]]:
     parts: dict[str, dict[str, Any]] = {"Public": {}, "Private": {}, "Ignored": {}}
 
     def take(identity: str, cell: str, usage: str) -> None:
@@ -84,7 +91,7 @@ def _read_solution(path: Path, task: str, parse: Callable[[str], Any]) -> Soluti
         parts[usage][identity] = None if usage == "Ignored" else parse(cell)
 
     read(path, [*HEADERS[task], "Usage"], take)
-    return Solution(parts["Public"], parts["Private"], set(parts["Ignored"]))
+    return parts["Public"], parts["Private"], set(parts["Ignored"])
 
 
 def read(path: Path, header: list[str], take: Callable[..., None]) -> None:

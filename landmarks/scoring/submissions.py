@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
-from landmarks.scoring.solutions import HEADERS, IdLists, Solution, read, rows_of
+from landmarks.scoring.solutions import HEADERS, Cell, IdLists, Solution, read, rows_of
 
 MAX_NEIGHBOURS = 100
 MAX_SHOWN = 20  # faults of one kind
@@ -86,7 +86,7 @@ def read_recognition(path: Path, solution: Solution) -> Predictions:
             raise ValueError(f"{cell[:40]!a} has no score to rank by")
         return landmark, score
 
-    return _read_predictions(path, "recognition", solution, parse)
+    return Predictions(*_read_predictions(path, "recognition", solution, parse))
 
 
 def read_retrieval(path: Path, solution: Solution) -> Predictions:
@@ -95,9 +95,11 @@ def read_retrieval(path: Path, solution: Solution) -> Predictions:
     return Predictions(IdLists(public), IdLists(private))
 
 
-def _read_predictions(path: Path, task: str, solution: Solution, parse: Callable[[str], Any]) -> Predictions:
-    public: dict[str, Any] = {}
-    private: dict[str, Any] = {}
+def _read_predictions(
+    path: Path, task: str, solution: Solution, parse: Callable[[str], Cell]
+) -> tuple[dict[str, Cell], dict[str, Cell]]:
+    public: dict[str, Cell] = {}
+    private: dict[str, Cell] = {}
     public_ids, private_ids = set(solution.public), set(solution.private)
 
     def take(identity: str, cell: str) -> None:
@@ -113,7 +115,7 @@ def _read_predictions(path: Path, task: str, solution: Solution, parse: Callable
             raise ValueError(f"test image {identity[:40]!a} is not in the solution")
 
     read(path, HEADERS[task], take)
-    return Predictions(public, private)
+    return public, private
 
 
 def check(task: str, path: Path, test_ids: Collection[str], index_ids: Collection[str] = ()) -> list[str]:
@@ -122,7 +124,8 @@ def check(task: str, path: Path, test_ids: Collection[str], index_ids: Collectio
     `task` is "recognition" or "retrieval", `test_ids` the ids that must have one row each, `index_ids` those that a
     retrieval submission may name. Raises InputError if the file cannot be read as CSV.
     """
-    shown, counts = defaultdict(list), Counter()
+    shown: defaultdict[str, list[str]] = defaultdict(list)
+    counts: Counter[str] = Counter()
     for kind, fault in _faults(task, path, set(test_ids), set(index_ids)):
         counts[kind] += 1
         if counts[kind] <= MAX_SHOWN:

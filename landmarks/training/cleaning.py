@@ -57,7 +57,7 @@ def clean(
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file to write")
     parts = out.with_name(f"{out.name}.parts")
-    if classifier:
+    if classifier and categories:
         outdoor = read_categories(categories)
         if top > len(outdoor):
             raise InputError(f"--top {top} is more than the {len(outdoor)} categories in {categories}")

@@ -21,8 +21,7 @@ import model as models
 from features import digest
 from generators import Batches
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.random_access import RandomAccess
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from landmarks.running.command import InputError, Stopped, check_stop
 from landmarks.running.files import require_space, whole
@@ -186,7 +185,7 @@ class Trainer:
         weights = 1 / np.log1p(self.counts) if training.class_weights else np.ones(len(self.counts))
         self.weights = weights / np.average(weights, weights=self.counts)
 
-    def train(self, mini_epochs: Iterable[tuple], scores: Callable[[keras.Model], dict]) -> None:
+    def train(self, mini_epochs: Iterable[tuple[Shard, list[str]]], scores: Callable[[keras.Model], dict]) -> None:
         """Go through shards and their photos; a row for the history gets the model's `scores` after each of them.
 
         When this run is asked to end, write a checkpoint and raise Stopped.
@@ -210,7 +209,7 @@ class Trainer:
             bar.close()
             logs.close()
 
-    def mini_epoch(self, shard: TarShard | FolderShard | RandomAccess, ids: list[str]) -> dict:
+    def mini_epoch(self, shard: Shard, ids: list[str]) -> dict:
         """Train on these photos, in this order; the row for the history. Raises Stopped between two steps."""
         number = len(self.history)
         size = self.batch_size

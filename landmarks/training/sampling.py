@@ -39,7 +39,7 @@ def find_subspaces(centres: np.ndarray, count: int, classes_per_batch: int, seed
         max_points_per_centroid=len(centres),  # else it draws 256 for each centroid
     )
     kmeans.train(centres)
-    similarities = centres @ kmeans.centroids.T
+    similarities = centres @ np.asarray(kmeans.centroids).T
     labels = similarities.argmax(axis=1)
     subspaces = []
     for label in np.unique(labels):

@@ -98,10 +98,10 @@ def read_categories(path: Path) -> np.ndarray:
             lines = file.read(MAX_CATEGORIES).splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"categories {path} cannot be read: {error}") from error
-    matches = [CATEGORY_LINE.fullmatch(line) for line in lines]
-    if None in matches:
-        raise InputError(f"{path}, line {matches.index(None) + 1}, is not like `/a/airfield 2` (1: indoor, 2: outdoor)")
-    return np.array([match[1] == "2" for match in matches])
+    kinds = [match[1] if (match := CATEGORY_LINE.fullmatch(line)) else None for line in lines]
+    if None in kinds:
+        raise InputError(f"{path}, line {kinds.index(None) + 1}, is not like `/a/airfield 2` (1: indoor, 2: outdoor)")
+    return np.array([kind == "2" for kind in kinds])
 
 
 def outdoor_votes(scores: np.ndarray, outdoor: np.ndarray, top: int) -> np.ndarray:

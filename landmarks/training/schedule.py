@@ -2,23 +2,29 @@
 
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import keras
 import numpy as np
 import pandas as pd
 
 from generators import shuffled
-from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.shards import FolderShard, TarShard
+from landmarks.mirrors.shards import Shard
 from landmarks.running.settings import TrainingSettings
 
 
+class Source(Protocol):
+    """A mirror, or what stands in its place."""
+
+    def stream(self, split: str, names: list[str]) -> Iterator[Shard]: ...
+
+
 def stream(
-    settings: TrainingSettings, mirror: Mirror, names: list[str], classes: pd.Series, done: int
-) -> Iterator[tuple[TarShard | FolderShard, list[str]]]:
+    settings: TrainingSettings, source: Source, names: list[str], classes: pd.Series, done: int
+) -> Iterator[tuple[Shard, list[str]]]:
     """Shard after shard and, in the order of training, its photos that have a class; the first `done` are left out."""
     order = [names[i] for epoch in range(settings.epochs) for i in shuffled(len(names), settings.seed, epoch)]
-    for number, shard in enumerate(mirror.stream("train", order[done:]), done):
+    for number, shard in enumerate(source.stream("train", order[done:]), done):
         ids = [identity for identity in shard.ids if identity in classes.index]
         ids = [ids[i] for i in shuffled(len(ids), settings.seed, number)]
         # Filled up with the first photos, so that every batch has one shape: JAX compiles anew for each.

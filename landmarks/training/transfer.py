@@ -81,7 +81,7 @@ class FeatureShards:
     def __init__(self, folder: Path, shape: tuple[int, int, int]):
         self.folder, self.shape = folder, shape
 
-    def stream(self, _split: str, names: list[str]) -> Iterator["FeatureShard"]:
+    def stream(self, split: str, names: list[str]) -> Iterator["FeatureShard"]:
         """As `Mirror.stream`. Raises InputError if a file is damaged."""
         for name in names:
             with closing(FeatureShard(self.folder / f"{name}.npz", self.shape)) as shard:
@@ -91,10 +91,10 @@ class FeatureShards:
 class FeatureShard:
     """The features of a shard, in memory until it is closed."""
 
-    refused = ()
+    refused: list[tuple[str, str]] = []
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
-        self.name = path.stem
+        self.name, self.shape = path.stem, shape
         try:
             ids, features, *_ = load_features(path)
             self._maps = features.reshape(len(ids), *shape)
@@ -105,20 +105,25 @@ class FeatureShard:
         self.ids = ids.tolist()
         self._rows = {identity: row for row, identity in enumerate(self.ids)}
 
-    def read(self, identity: str) -> np.ndarray:
+    def read(self, identity: str) -> bytes:
         """The feature map of a photo, (h, w, C) float16."""
-        return self._maps[self._rows[identity]]
+        return self._maps[self._rows[identity]].tobytes()
 
     def close(self) -> None:
-        self._maps = None
+        del self._maps
 
 
 class FeatureBatches(Batches):
     """Feature maps (B, h, w, C) in place of photos; all of them can be read."""
 
+    def __init__(self, shard: FeatureShard, *arguments, **options):
+        super().__init__(shard, *arguments, **options)
+        self.shape = shard.shape
+
     def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
         for ids in self.slices:
-            yield ids, np.stack([self.shard.read(identity) for identity in ids])
+            maps = b"".join(map(self.shard.read, ids))
+            yield ids, np.frombuffer(maps, np.float16).reshape(len(ids), *self.shape)
 
 
 def clear(work: Path) -> None:

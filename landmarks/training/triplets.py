@@ -22,6 +22,7 @@ import model as models
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.random_access import RandomAccess
+from landmarks.mirrors.shards import Shard
 from landmarks.networks.layers import unit
 from landmarks.running.command import check_stop
 from landmarks.running.files import whole
@@ -45,7 +46,7 @@ def mini_epochs(
     work: Path,
     network: keras.Model,
     done: int,
-) -> Iterator[tuple[RandomAccess, list[str]]]:
+) -> Iterator[tuple[Shard, list[str]]]:
     """For each epoch after the first `done`: the photos of these shards, and their ids batch after batch.
 
     `classes` are the classes by photo id; `network` is as training starts if the centres of the classes are not in the

@@ -12,7 +12,7 @@ import pandas as pd
 import model as models
 from generators import Batches
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.shards import DamagedShard, FolderShard, TarShard, write_tar
+from landmarks.mirrors.shards import DamagedShard, Shard, TarShard, write_tar
 from landmarks.running.command import check_stop
 from landmarks.scoring import measures
 
@@ -69,7 +69,7 @@ class Validation:
             check_stop()
             outputs.append(models.predict(self.predictor, photos, self.batch_size))
         found = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
-        scores = {}
+        scores: dict[str, float] = {}
         if "landmark" in found:
             scores |= _scores("validation", found["landmark"], found["score"], self.classes)
         if self.is_query.any():
@@ -118,7 +118,7 @@ def _keep(mirror: Mirror, name: str, path: Path, classes: pd.Series, room: int, 
         write_tar(path, _readable(shard, choose(shard.ids, classes, room, held)))
 
 
-def _readable(shard: TarShard | FolderShard, ids: list[str]) -> Iterator[tuple[str, bytes]]:
+def _readable(shard: Shard, ids: list[str]) -> Iterator[tuple[str, bytes]]:
     for identity in ids:
         check_stop()
         try:

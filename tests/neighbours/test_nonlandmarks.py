@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from features import Features, load_features, save_features
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours.nonlandmarks import (
+    FarReferences,
     References,
     read_ids,
     reference_halves,
@@ -120,9 +121,9 @@ def test_the_setting_says_which_photos(tmp_path):
     assert len(none) == 4  # what a mirror that we made says of its own index; those of test are to be judged
     assert references("auto", mirror) == [References(none, ["index"], set(test))]
     (folder / "metadata/non_landmarks.csv").unlink()
-    assert references("auto", mirror) == [References(None, ["index"], set(test))]
+    assert references("auto", mirror) == [FarReferences(["index"], set(test))]
     shutil.rmtree(folder / "index")
-    assert references("auto", open_mirror(str(folder))) == [References(None, ["train"], set(test))]
+    assert references("auto", open_mirror(str(folder))) == [FarReferences(["train"], set(test))]
 
     halves = references("other-half", mirror)
     assert [group.splits for group in halves] == [["test"], ["test"]]

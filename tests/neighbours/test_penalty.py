@@ -8,7 +8,7 @@ import pytest
 from conftest import write_features
 
 from landmarks.neighbours import nonlandmarks, penalty
-from landmarks.neighbours.nonlandmarks import References
+from landmarks.neighbours.nonlandmarks import FarReferences
 from landmarks.neighbours.search import search, without_itself
 
 
@@ -35,7 +35,7 @@ def world(tmp_path):
 
 def test_photos_far_from_every_landmark(world, tmp_path):
     files, train, *_ = world
-    found = nonlandmarks.find_far(References(None, ["index"], {"t"}), files, train, 2, tmp_path / "penalty")
+    found = nonlandmarks.find_far(FarReferences(["index"], {"t"}), files, train, 2, tmp_path / "penalty")
     assert found.serve == {"t"} and found.ids == {f"index{n}" for n in range(20)}
 
 
@@ -46,14 +46,14 @@ def test_train_photos_do_not_find_themselves(world, tmp_path):
     others = without_itself(neighbours)
     assert (others.positions[:, 0] == neighbours.positions[:, 1]).all() and (others.positions[:, 2] == -1).all()
     assert (others.similarities[:, 2] == -np.inf).all()
-    found = nonlandmarks.find_far(References(None, ["train"], set()), files, train, 2, tmp_path / "penalty")
+    found = nonlandmarks.find_far(FarReferences(["train"], set()), files, train, 2, tmp_path / "penalty")
     assert len(found.ids) == 12
 
 
 def test_too_few_photos_to_look_at_are_none(world, tmp_path):
     files, train, *_ = world
     files["index"] = write_features(tmp_path, "few", np.eye(32)[:20])
-    assert nonlandmarks.find_far(References(None, ["index"], set()), files, train, 1, tmp_path / "penalty").ids == set()
+    assert nonlandmarks.find_far(FarReferences(["index"], set()), files, train, 1, tmp_path / "penalty").ids == set()
 
 
 @pytest.mark.parametrize("name", ["published", "winners"])

@@ -40,7 +40,7 @@ def random_neighbours(draw, max_queries=4):
     )  # fmt: skip
 
 
-def naive(given: Neighbours, factor: float, depth: int, top: int) -> list[list[int]]:
+def naive(given, factor, depth, top):
     rows = []
     for query, (similarities, positions) in enumerate(zip(given.similarities, given.positions, strict=True)):
         distances = []

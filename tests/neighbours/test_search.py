@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features import Features, load_features, save_features
+from features import Features, load_features, save_features, take
 from landmarks.neighbours import search
 from landmarks.running import command
 from landmarks.running.settings import ModelSettings
@@ -112,7 +112,7 @@ def test_photos_that_are_not_wanted_are_as_if_not_there(tmp_path_factory, case, 
         rows = np.array(
             data.draw(st.lists(st.booleans(), min_size=(n := len(load_features(path).ids)), max_size=n)), bool
         )
-        kept = Features(*(None if array is None else array[rows] for array in load_features(path)))
+        kept = take(load_features(path), rows)
         kept_files.append(path.with_stem(f"kept-{path.stem}"))
         save_features(kept_files[-1], kept)
         wanted += kept.ids.tolist()
@@ -217,7 +217,7 @@ def test_stops_between_batches(tmp_path, monkeypatch):
         search.search([file], [file], 3)
 
 
-def same(found: search.Neighbours, expected: search.Neighbours) -> bool:
+def same(found, expected) -> bool:
     """Bit for bit."""
     return all(np.array_equal(a, b) if a is not None else b is None for a, b in zip(found, expected, strict=True))
 

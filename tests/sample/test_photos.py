@@ -1,7 +1,8 @@
 """The sample's pictures obey geometry and light, and its mirror is whole, repeatable and divided as promised."""
 
 import io
-import tarfile
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from landmarks.mirrors import open
+from landmarks.mirrors.shards import TarShard
 from landmarks.running import command
 from landmarks.sample import photos as sample
 from landmarks.sample.scene import Face, Texture, box, corners, look, plain, project, render
@@ -147,21 +149,21 @@ def test_the_members_of_a_family_share_colours_and_differ_in_structure():
     assert len({len(faces) for faces in members[:4]}) > 1 and np.ptp(tall) > 0.1
 
 
-SETTINGS = {"landmarks": 3, "views": (5, 7), "others": 6}
+make_small_sample = partial(open.make_sample, landmarks=3, views=(5, 7), others=6)
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sample") / "tiny"
-    open.make_sample(out, seed=3, **SETTINGS)
+    make_small_sample(out, seed=3)
     return out
 
 
 def photos(mirror: Path) -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     for path in mirror.glob("*/images_*.tar"):
-        with tarfile.open(path) as tar:
-            found |= {Path(member.name).stem: tar.extractfile(member).read() for member in tar}
+        with closing(TarShard(path)) as shard:
+            found |= {identity: shard.read(identity) for identity in shard.ids}
     return found
 
 
@@ -184,7 +186,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_process(mirror):
 
 
 def test_two_runs_write_the_same_files(mirror, tmp_path):
-    open.make_sample(tmp_path / "again", seed=3, **SETTINGS)
+    make_small_sample(tmp_path / "again", seed=3)
     files = {path.relative_to(mirror): path.read_bytes() for path in mirror.rglob("*") if path.is_file()}
     again = tmp_path / "again"
     assert files == {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()}
@@ -231,7 +233,7 @@ def test_another_seed_gives_other_ids(tmp_path, monkeypatch):
 
 def test_a_folder_that_exists_or_a_negative_seed_is_refused(tmp_path):
     with pytest.raises(command.InputError, match="is there already"):
-        open.make_sample(tmp_path, **SETTINGS)
+        make_small_sample(tmp_path)
     with pytest.raises(command.InputError, match="-1"):
         open.make_sample(tmp_path / "out", seed=-1)
     assert not any(tmp_path.iterdir())
@@ -240,7 +242,7 @@ def test_a_folder_that_exists_or_a_negative_seed_is_refused(tmp_path):
 def test_a_stop_leaves_no_mirror_behind(tmp_path):
     command.stop_event.set()
     with pytest.raises(command.Stopped):
-        open.make_sample(tmp_path / "out", **SETTINGS)
+        make_small_sample(tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 

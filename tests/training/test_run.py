@@ -90,7 +90,7 @@ class Model:
 
 class Shard:
     name = "images_000"
-    refused = []
+    refused: list[tuple[str, str]] = []
 
     def __init__(self, ids):
         self.ids = ids
