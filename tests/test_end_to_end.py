@@ -371,7 +371,7 @@ def test_a_full_disk_is_one_clear_line(tiny_mirror, small_disk):
 
 
 def test_the_scripts_leave_the_user_his_thread_settings():
-    program = "import command, os; command.prepare_backend(); print(os.environ['TF_NUM_INTEROP_THREADS'])"
+    program = "import os; from landmarks.running import command; command.prepare_backend(); print(os.environ['TF_NUM_INTEROP_THREADS'])"
     for given, expected in (({}, "1"), ({"TF_NUM_INTEROP_THREADS": "5"}, "5")):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | given
         done = subprocess.run(

@@ -1,5 +1,3 @@
-import threading
-import time
 from contextlib import closing
 
 import numpy as np
@@ -9,8 +7,6 @@ from conftest import identity, jpeg
 from generators import Batches, shuffled
 from landmarks.mirrors.images import decode
 from landmarks.mirrors.shards import TarShard, write_tar
-from landmarks.running.skipped import record_skipped
-from landmarks.running.threads import in_threads
 
 
 @pytest.fixture
@@ -61,44 +57,3 @@ def test_the_order_follows_from_seed_and_mini_epoch_alone():
     assert len({tuple(order) for order in orders.values()}) == 9
     np.random.seed(1)
     assert shuffled(50, 2, 1).tolist() == orders[2, 1]
-
-
-def test_in_threads_keeps_the_order_and_stays_within_its_bound():
-    begun, taken = [], 0
-
-    def slow_first(item):
-        begun.append(item)
-        time.sleep(0.02 if item % 5 == 0 else 0)
-        return item * 2
-
-    for result in in_threads(slow_first, range(40), ahead=6, threads=3):
-        assert result == taken * 2
-        taken += 1
-        assert len(begun) <= taken + 6
-    assert taken == 40
-
-
-def test_in_threads_raises_what_the_function_raises_and_stops():
-    before = threading.active_count()
-    begun = []
-
-    def fails(item):
-        begun.append(item)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(in_threads(fails, range(1000), ahead=4))
-    assert len(begun) < 20
-    assert threading.active_count() == before
-
-
-def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
-    shard.refused.append(("../evil,\n\x1b[31m.jpg", "not named a/b/c/ID.jpg"))
-    for _ in range(2):
-        record_skipped(tmp_path, "test", shard.name, [*shard.refused, ("abc1", "broken\nline")])
-    lines = (tmp_path / "skipped.csv").read_text().splitlines()
-    assert lines[0] == "split,shard,name,reason"
-    assert len(lines) == 3
-    assert lines[2] == "test,images_000,abc1,broken line"
-    assert "\x1b" not in (tmp_path / "skipped.csv").read_text()
-    assert capsys.readouterr().err.count("warning") == 1

@@ -10,8 +10,6 @@ from conftest import ROOT
 from keras import ops
 
 import model as models
-from landmarks.networks import layers
-from landmarks.networks.layers import GeM, Normalization, RandomCropFlip
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
 
@@ -30,54 +28,6 @@ def small_model():
 
 def photos(count=4, size=40):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def test_a_crop_is_a_mirrored_or_plain_square_of_its_own_photo():
-    images = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
-    layer = RandomCropFlip(crop=4, flip=True, seed=3)
-    seen = [set(), set()]
-    for _ in range(200):
-        for number, crop in enumerate(ops.convert_to_numpy(layer(images, training=True))):
-            matches = [
-                (top, left, flip)
-                for top in range(3) for left in range(5) for flip in (False, True)
-                if (crop == images[number, top : top + 4, left : left + 4][:, :: -1 if flip else 1]).all()
-            ]  # fmt: skip
-            assert len(matches) == 1
-            seen[number].add(matches[0])
-    assert all(len(places) == 3 * 5 * 2 for places in seen)
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer(images)), images)
-
-
-def test_no_crop_and_no_flip_change_nothing():
-    images = photos()
-    np.testing.assert_array_equal(ops.convert_to_numpy(RandomCropFlip(0, False)(images, training=True)), images)
-
-
-@pytest.mark.parametrize("module", ["resnet", "resnet_v2", "vgg16", "mobilenet_v2", "efficientnet", "densenet"])
-def test_normalization_does_what_the_application_does(module):
-    preprocess_input = getattr(keras.applications, module).preprocess_input
-    expected = preprocess_input(photos().astype("float32"))
-    layer = Normalization.like(preprocess_input)
-    np.testing.assert_allclose(ops.convert_to_numpy(layer(photos())), expected, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("p", [1.0, 3.0, 7.5])
-def test_gem_is_the_power_mean(p):
-    features = np.random.default_rng(0).uniform(-1, 4, (2, 3, 5, 7)).astype("float32")
-    expected = (np.maximum(features, 1e-6).astype("float64") ** p).mean(axis=(1, 2)) ** (1 / p)
-    np.testing.assert_allclose(ops.convert_to_numpy(GeM(p)(features)), expected, rtol=1e-4)
-
-
-def test_gem_learns_its_power_and_stays_in_float32_under_mixed_precision():
-    keras.mixed_precision.set_global_policy("mixed_float16")
-    try:
-        layer = GeM()
-        pooled = layer(np.full((1, 4, 4, 2), 200, "float16"))  # 200 cubed is no float16
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
-    assert [weight.path.split("/")[-1] for weight in layer.trainable_weights] == ["p"]
-    np.testing.assert_allclose(ops.convert_to_numpy(pooled), 200, rtol=1e-4)
 
 
 def softmax_of(model, images):
@@ -202,20 +152,6 @@ def test_a_model_with_code_inside_is_not_loaded(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(InputError, match="model.keras is not a model"):
         models.load(tmp_path / "model.keras")
-
-
-def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
-    head = layers.CosineHead(classes=4, centres=3)
-    embeddings = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
-    found = ops.convert_to_numpy(head(embeddings))
-    centres = ops.convert_to_numpy(head.kernel).reshape(6, 3, 4)
-    for row, embedding in enumerate(embeddings):
-        for landmark in range(4):
-            cosines = [
-                embedding @ centre / np.linalg.norm(embedding) / np.linalg.norm(centre)
-                for centre in centres[:, :, landmark].T
-            ]
-            assert found[row, landmark] == pytest.approx(max(cosines), abs=1e-6)
 
 
 def test_an_arcface_model_gives_cosines_and_its_embedding():

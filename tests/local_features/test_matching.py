@@ -1,11 +1,13 @@
+import threading
 from functools import cache
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from landmarks.local_features import matching
 from landmarks.local_features.extractors import open_extractor
-from landmarks.local_features.matching import MATCHING, Matching, inliers, match
+from landmarks.local_features.matching import MATCHING, Matching, compare, inliers, match
 from landmarks.local_features.points import LocalFeatures, none_found
 from landmarks.running import command
 from landmarks.running.threads import in_threads
@@ -272,3 +274,27 @@ def test_photos_of_two_landmarks_stay_under_the_threshold(extractor):
     views = [opened(np.asarray(landmark_view(0, landmark, 0)[0])) for landmark in (0, 4, 8)]
     counts += [len(inliers(views[n], views[n - 1], MATCHING[name])) for n in range(3)]
     assert max(counts) < THRESHOLD[name]
+
+
+def test_comparing_stops_as_soon_as_it_may_and_keeps_the_order(monkeypatch):
+    counts = {"a": [3, 36, 50], "b": [35, 34, 0], "c": [], "d": [70], "e": [0, 0, 99]}
+    candidates = {photo: [f"{photo}{n}" for n in range(len(row))] for photo, row in counts.items()}
+    compared, last = [], threading.Event()
+
+    def count(photo, other, how):
+        if photo == "a":
+            assert last.wait(20)  # the first photo is the last one done
+        compared.append(other)
+        if photo == "e" and other == "e2":
+            last.set()
+        return range(counts[photo][int(other[1])])
+
+    monkeypatch.setattr(matching, "inliers", count)
+    photos, others = {photo: photo for photo in counts}, {j: j for row in candidates.values() for j in row}
+    found = compare(candidates, photos, others, MATCHING["sift"], enough=35)
+    assert list(found.items()) == [("a", [3, 36]), ("b", [35, 34, 0]), ("c", []), ("d", [70]), ("e", [0, 0, 99])]
+    assert sorted(compared) == ["a0", "a1", "b0", "b1", "b2", "d0", "e0", "e1", "e2"]
+    assert compare(candidates, photos, others, MATCHING["sift"]) == counts
+    command.stop_event.set()
+    with pytest.raises(command.Stopped):
+        compare(candidates, photos, others, MATCHING["sift"])

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_mirror
+from conftest import make_mirror, write_features
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features import Features, load_features, save_features
 from landmarks.mirrors.open import open_mirror
+from landmarks.neighbours import nonlandmarks
 from landmarks.neighbours.nonlandmarks import (
     FarReferences,
     References,
@@ -17,7 +18,6 @@ from landmarks.neighbours.nonlandmarks import (
     reference_halves,
     references,
     serving_themselves,
-    write_features,
 )
 from landmarks.running.command import InputError
 from landmarks.scoring.solutions import Solution
@@ -148,11 +148,44 @@ def test_features_of_the_references(tmp_path):
         files.append(tmp_path / f"{number}.npz")
         scores = np.arange(count, dtype=np.float32)
         save_features(files[-1], Features(ids, embeddings[-1], np.arange(count) + 10 * number, scores))
-    write_features(files, {"test0-1", "test2-0", "test2-3", "unreadable"}, tmp_path / "references.npz")
+    nonlandmarks.write_features(files, {"test0-1", "test2-0", "test2-3", "unreadable"}, tmp_path / "references.npz")
     written = load_features(tmp_path / "references.npz")
     assert written.ids.tolist() == ["test0-1", "test2-0", "test2-3"]
     np.testing.assert_array_equal(written.embeddings, np.stack([embeddings[0][1], embeddings[2][0], embeddings[2][3]]))
     assert written.landmark.tolist() == [1, 20, 23] and written.score.tolist() == [1, 0, 3]
     with pytest.raises(InputError, match="none of the 2 photos"):
-        write_features(files, {"unreadable", "elsewhere"}, tmp_path / "none.npz")
+        nonlandmarks.write_features(files, {"unreadable", "elsewhere"}, tmp_path / "none.npz")
     assert not (tmp_path / "none.npz").exists()
+
+
+def towards(rng, centres, noise):
+    embeddings = centres + noise * rng.standard_normal(centres.shape)
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def world(tmp_path):
+    """12 landmarks with 10 train photos each; of the 200 index photos the first 20 are of nothing."""
+    rng = np.random.default_rng(0)
+    centres, crowd = rng.standard_normal((12, 32)), rng.standard_normal((1, 32))
+    landmark = np.repeat(np.arange(12), 10)
+    none = rng.standard_normal((20, 32))
+    index = towards(rng, np.concatenate([none, centres[rng.integers(0, 12, 180)]]), 0.3)
+    files = {
+        "train": write_features(tmp_path, "train", towards(rng, centres[landmark], 0.3)),
+        "index": write_features(tmp_path, "index", index),
+    }
+    train = pd.DataFrame({"id": [f"train{n}" for n in range(120)], "landmark_id": landmark})
+    return files, train, rng, centres, crowd
+
+
+def test_photos_far_from_every_landmark(world, tmp_path):
+    files, train, *_ = world
+    found = nonlandmarks.find_far(FarReferences(["index"], {"t"}), files, train, 2, tmp_path / "penalty")
+    assert found.serve == {"t"} and found.ids == {f"index{n}" for n in range(20)}
+
+
+def test_too_few_photos_to_look_at_are_none(world, tmp_path):
+    files, train, *_ = world
+    files["index"] = write_features(tmp_path, "few", np.eye(32)[:20])
+    assert nonlandmarks.find_far(FarReferences(["index"], set()), files, train, 1, tmp_path / "penalty").ids == set()

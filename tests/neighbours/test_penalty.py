@@ -6,10 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_features
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from landmarks.neighbours import nonlandmarks, penalty
 from landmarks.neighbours.nonlandmarks import FarReferences
-from landmarks.neighbours.search import search, without_itself
+from landmarks.neighbours.penalty import nonlandmark_similarity, subtract
+from landmarks.neighbours.search import Neighbours, search, without_itself
 
 
 def towards(rng, centres, noise):
@@ -33,12 +37,6 @@ def world(tmp_path):
     return files, train, rng, centres, crowd
 
 
-def test_photos_far_from_every_landmark(world, tmp_path):
-    files, train, *_ = world
-    found = nonlandmarks.find_far(FarReferences(["index"], {"t"}), files, train, 2, tmp_path / "penalty")
-    assert found.serve == {"t"} and found.ids == {f"index{n}" for n in range(20)}
-
-
 def test_train_photos_do_not_find_themselves(world, tmp_path):
     files, train, *_ = world
     neighbours = search(files["train"], files["train"], 3)
@@ -48,12 +46,6 @@ def test_train_photos_do_not_find_themselves(world, tmp_path):
     assert (others.similarities[:, 2] == -np.inf).all()
     found = nonlandmarks.find_far(FarReferences(["train"], set()), files, train, 2, tmp_path / "penalty")
     assert len(found.ids) == 12
-
-
-def test_too_few_photos_to_look_at_are_none(world, tmp_path):
-    files, train, *_ = world
-    files["index"] = write_features(tmp_path, "few", np.eye(32)[:20])
-    assert nonlandmarks.find_far(FarReferences(["index"], set()), files, train, 1, tmp_path / "penalty").ids == set()
 
 
 @pytest.mark.parametrize("name", ["published", "winners"])
@@ -80,3 +72,53 @@ def test_a_penalty_that_harms_is_left_out(world, tmp_path):
     references = write_features(tmp_path, "like", embeddings)[0]
     how = penalty.penalty("published", 1, 1.0)
     assert penalty.choose_weight(how, files["train"], train, references, 2, tmp_path / "a") <= 0.25
+
+
+def neighbours(similarities, positions, query_landmark, index_landmark) -> Neighbours:
+    return Neighbours(
+        np.array([f"query{n}" for n in range(len(positions))], dtype="U10"),
+        np.array([f"index{n}" for n in range(len(index_landmark))], dtype="U10"),
+        np.array(similarities, np.float32),
+        np.array(positions, np.int32),
+        np.array(query_landmark, np.int64),
+        np.array(index_landmark, np.int64),
+    )
+
+
+@st.composite
+def random_neighbours(draw, max_queries=4):
+    queries, k, photos = draw(st.integers(0, max_queries)), draw(st.integers(1, 8)), draw(st.integers(0, 10))
+    found = min(k, photos)
+    similarities = np.full((queries, k), -np.inf, np.float32)
+    positions = np.full((queries, k), -1, np.int32)
+    for row in range(queries):
+        values = draw(arrays(np.float32, found, elements=st.floats(-1, 1.0009765625, width=32)))
+        similarities[row, :found] = -np.sort(-values)
+        positions[row, :found] = draw(st.permutations(range(photos)))[:found]
+    landmark = st.integers(0, 2)
+    return neighbours(
+        similarities, positions, draw(arrays(np.int64, queries, elements=landmark)),
+        draw(arrays(np.int64, photos, elements=landmark)),
+    )  # fmt: skip
+
+
+def test_nonlandmark_similarity_by_hand():
+    found = neighbours([[0.5, 0.25, -0.25], [0.5, 0.25, -np.inf]], [[4, 2, 0], [1, 0, -1]], [0, 0], [0] * 5)
+    assert nonlandmark_similarity(found, 1).tolist() == [0.5, 0.5]
+    assert nonlandmark_similarity(found, 2).tolist() == [0.375, 0.375]
+    assert nonlandmark_similarity(found, 3).tolist() == [0.5 / 3, 0.375]
+    assert nonlandmark_similarity(found, 10).tolist() == [0.5 / 3, 0.375]
+    assert nonlandmark_similarity(neighbours([[-np.inf]], [[-1]], [0], []), 5).tolist() == [0]
+
+
+@given(st.data(), random_neighbours())
+def test_subtract_equals_a_loop(data, given):
+    penalty = data.draw(arrays(np.float64, len(given.index_ids), elements=st.integers(-8, 8).map(lambda n: n / 8)))
+    result = subtract(given, penalty)
+    assert result.similarities.dtype == np.float32 and result.positions.dtype == np.int32
+    for query, (similarities, positions) in enumerate(zip(given.similarities, given.positions, strict=True)):
+        left = [
+            (s - np.float32(penalty[p]) if p >= 0 else -np.inf, p) for s, p in zip(similarities, positions, strict=True)
+        ]
+        left.sort(key=lambda pair: -pair[0])
+        assert list(zip(result.similarities[query], result.positions[query], strict=True)) == left

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from landmarks.neighbours.penalty import nonlandmark_similarity, subtract
 from landmarks.neighbours.rerank import frequent_as_nonlandmark, same_landmark, soft_same_landmark, sort_and_insert
 from landmarks.neighbours.search import Neighbours
 from landmarks.running.command import InputError
@@ -207,28 +206,6 @@ def test_sort_and_insert_of_a_landmark_with_many_photos_found():
     given = neighbours([np.linspace(1, 0, 50)], [np.arange(50)], [1], np.ones(photos))
     result = sort_and_insert(given, np.ones(1), np.linspace(1, 0, photos))
     assert result.positions[0].tolist() == list(range(100))
-
-
-def test_nonlandmark_similarity_by_hand():
-    found = neighbours([[0.5, 0.25, -0.25], [0.5, 0.25, -np.inf]], [[4, 2, 0], [1, 0, -1]], [0, 0], [0] * 5)
-    assert nonlandmark_similarity(found, 1).tolist() == [0.5, 0.5]
-    assert nonlandmark_similarity(found, 2).tolist() == [0.375, 0.375]
-    assert nonlandmark_similarity(found, 3).tolist() == [0.5 / 3, 0.375]
-    assert nonlandmark_similarity(found, 10).tolist() == [0.5 / 3, 0.375]
-    assert nonlandmark_similarity(neighbours([[-np.inf]], [[-1]], [0], []), 5).tolist() == [0]
-
-
-@given(st.data(), random_neighbours())
-def test_subtract_equals_a_loop(data, given):
-    penalty = data.draw(arrays(np.float64, len(given.index_ids), elements=st.integers(-8, 8).map(lambda n: n / 8)))
-    result = subtract(given, penalty)
-    assert result.similarities.dtype == np.float32 and result.positions.dtype == np.int32
-    for query, (similarities, positions) in enumerate(zip(given.similarities, given.positions, strict=True)):
-        left = [
-            (s - np.float32(penalty[p]) if p >= 0 else -np.inf, p) for s, p in zip(similarities, positions, strict=True)
-        ]
-        left.sort(key=lambda pair: -pair[0])
-        assert list(zip(result.similarities[query], result.positions[query], strict=True)) == left
 
 
 def test_frequent_landmarks_come_last_in_their_order():

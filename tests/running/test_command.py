@@ -1,5 +1,4 @@
 import errno
-import os
 import subprocess
 import sys
 import time
@@ -10,7 +9,6 @@ from tqdm import tqdm
 
 from landmarks.running import command
 from landmarks.running.command import InputError, Stopped
-from landmarks.running.files import md5, whole
 
 
 @pytest.fixture
@@ -100,22 +98,3 @@ def test_check_stop_is_silent_until_asked():
     command.stop_event.set()
     with pytest.raises(Stopped):
         command.check_stop()
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "deep/file.txt"
-    with whole(path) as part:
-        part.write_text("first")
-        assert not path.exists()
-    assert path.read_text() == "first"
-    with pytest.raises(KeyboardInterrupt):
-        with whole(path) as part:
-            part.write_text("second")
-            raise KeyboardInterrupt
-    assert path.read_text() == "first"
-    assert os.listdir(path.parent) == ["file.txt"]
-
-
-def test_md5(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert md5(tmp_path / "x") == "900150983cd24fb0d6963f7d28e17f72"  # RFC 1321, section A.5

@@ -2,12 +2,14 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from landmarks.running.threads import cores, quota
+from landmarks.running.threads import cores, in_threads, quota
 
 
 def groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -65,3 +67,32 @@ def test_affinity_counts_and_the_threads_of_tensorflow_and_faiss_follow():
     environment = given | {"OMP_NUM_THREADS": "7", "KERAS_BACKEND": "numpy"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "1", "1"], done.stderr
+
+
+def test_in_threads_keeps_the_order_and_stays_within_its_bound():
+    begun, taken = [], 0
+
+    def slow_first(item):
+        begun.append(item)
+        time.sleep(0.02 if item % 5 == 0 else 0)
+        return item * 2
+
+    for result in in_threads(slow_first, range(40), ahead=6, threads=3):
+        assert result == taken * 2
+        taken += 1
+        assert len(begun) <= taken + 6
+    assert taken == 40
+
+
+def test_in_threads_raises_what_the_function_raises_and_stops():
+    before = threading.active_count()
+    begun = []
+
+    def fails(item):
+        begun.append(item)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(fails, range(1000), ahead=4))
+    assert len(begun) < 20
+    assert threading.active_count() == before

@@ -1,14 +1,8 @@
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landmarks.running.command import InputError
 from landmarks.scoring.measures import (
     find_hits,
     gap,
@@ -17,7 +11,6 @@ from landmarks.scoring.measures import (
     precision,
     top1_accuracy,
 )
-from landmarks.scoring.scores import score_recognition, score_retrieval, write_scores
 
 # The cases of the published metrics_test.py.
 TRUE_LANDMARKS = {
@@ -27,17 +20,23 @@ TRUE_LANDMARKS = {
     "0423456789abcdef": [],
     "0523456789abcdef": [],
 }
+
+
 PREDICTED_LANDMARKS = {
     "0223456789abcdef": (0, 0.01),
     "0323456789abcdef": (1, 10.0),
     "0423456789abcdef": (150, 15.0),
 }
+
+
 TRUE_IMAGES = {
     "0123456789abcdef": ["fedcba9876543210", "fedcba9876543220"],
     "0223456789abcdef": ["fedcba9876543210"],
     "0323456789abcdef": ["fedcba9876543230", "fedcba9876543240", "fedcba9876543250"],
     "0423456789abcdef": ["fedcba9876543230"],
 }
+
+
 PREDICTED_IMAGES = {
     "0223456789abcdef": ["fedcba9876543200", "fedcba9876543210"],
     "0323456789abcdef": ["fedcba9876543240"],
@@ -152,8 +151,14 @@ def test_retrieval_errors():
 
 # Scores and ids from few values, so that ties, repeats and hits are common.
 TEST_IDS = st.sampled_from([f"{i:x}" for i in range(12)])
+
+
 SCORES = st.sampled_from([-2.0, -0.0, 0.0, 1e-86, 2e-86, 0.5, float("inf")]) | st.floats(allow_nan=False)
+
+
 LANDMARKS = st.integers(0, 3)
+
+
 IMAGES = st.sampled_from("abcdefgh")
 
 
@@ -218,126 +223,3 @@ def test_retrieval_against_naive(case, depth):
     assert mean_average_precision(hits, depth) == pytest.approx(expected_map)
     assert [precision(hits, k) for k in range(1, depth + 1)] == pytest.approx(expected_precisions)
     assert mean_median_position(hits, depth) == pytest.approx((np.mean(expected_first), np.median(expected_first)))
-
-
-def write(path, *lines):
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def recognition_files(folder):
-    submission = write(
-        folder / "recognition.csv", "id,landmarks", "a,1 0.5", "b,2 0.9", "c,7 0.7", "d,", "e,x", "f,3 0.1"
-    )
-    solution = write(
-        folder / "solution.csv",
-        "id,landmarks,Usage", "a,1 2,Public", "b,1,Public", "c,,Public", "d,5,Private", "e,,Ignored", "f,3,Private",
-    )  # fmt: skip
-    return submission, solution
-
-
-def test_score_recognition(tmp_path):
-    scores = score_recognition(*recognition_files(tmp_path))
-    assert scores == {
-        # ranked: b wrong, c without landmark, a right; two images with landmark
-        "public": {"gap": pytest.approx(1 / 6), "gap_landmarks_only": pytest.approx(1 / 4), "top1": 0.5},
-        "private": {"gap": 0.5, "gap_landmarks_only": 0.5, "top1": 0.5},
-    }
-
-
-def test_a_photo_that_served_its_own_score_as_a_non_landmark_does_not_count(tmp_path):
-    submission, solution = recognition_files(tmp_path)
-    # b, whose landmark is 1 and not the 2 predicted, and e, which is ignored anyway
-    scores = score_recognition(submission, solution, {"b", "e"})
-    # ranked: c without landmark, a right; one image with landmark
-    assert scores["public"] == {"gap": 1 / 2, "gap_landmarks_only": 1.0, "top1": 1.0}
-    assert scores["private"] == score_recognition(submission, solution)["private"]
-    with pytest.raises(InputError, match="nothing to score"):
-        score_recognition(submission, solution, set("abdf"))
-
-    path = tmp_path / "recognition.metrics.json"
-    write_scores("recognition", submission, solution, path, unscored={"b"})
-    assert json.loads(path.read_text()) == scores
-
-
-def test_score_retrieval(tmp_path):
-    submission = write(tmp_path / "retrieval.csv", "id,images", "a,x z y", "b,w", "d,x ", "e,x")
-    solution = write(
-        tmp_path / "solution.csv", "id,images,Usage", "a,x y,Public", "b,x,Public", "d,x,Private", "e,None,Ignored"
-    )
-    assert score_retrieval(submission, solution) == {
-        "public": {
-            "map@100": pytest.approx((1 + 2 / 3) / 2 / 2),
-            "p@1": 1 / 2,
-            "p@5": pytest.approx(1 / 5),
-            "p@10": pytest.approx(1 / 10),
-            "p@50": pytest.approx(1 / 50),
-            "p@100": pytest.approx(1 / 100),
-            "mean_position": 51.0,
-            "median_position": 51.0,
-        },
-        "private": {
-            "map@100": 1.0, "p@1": 1.0, "p@5": 0.2, "p@10": 0.1, "p@50": 0.02, "p@100": 0.01,
-            "mean_position": 1.0, "median_position": 1.0,
-        },
-    }  # fmt: skip
-
-
-def test_a_part_with_nothing_to_score_is_null(tmp_path):
-    submission = write(tmp_path / "recognition.csv", "id,landmarks", "a,1 0.5", "b,1 0.5")
-    solution = write(tmp_path / "solution.csv", "id,landmarks,Usage", "a,1,Public", "b,,Private")
-    assert score_recognition(submission, solution)["private"] == {"gap": None, "gap_landmarks_only": None, "top1": None}
-    submission = write(tmp_path / "retrieval.csv", "id,images", "a,x")
-    solution = write(tmp_path / "solution.csv", "id,images,Usage", "a,x,Private")
-    scores = score_retrieval(submission, solution)
-    assert scores["public"] == dict.fromkeys(scores["private"])
-    assert scores["private"]["map@100"] == 1.0
-
-
-def test_nothing_to_score_at_all(tmp_path):
-    submission = write(tmp_path / "recognition.csv", "id,landmarks", "a,1 0.5")
-    with pytest.raises(InputError, match="nothing to score"):
-        score_recognition(submission, write(tmp_path / "s.csv", "id,landmarks,Usage", "a,,Public", "b,1,Ignored"))
-    submission = write(tmp_path / "retrieval.csv", "id,images", "a,x")
-    with pytest.raises(InputError, match="nothing to score"):
-        score_retrieval(submission, write(tmp_path / "s.csv", "id,images,Usage", "a,None,Ignored"))
-
-
-def test_write_scores(tmp_path, capsys):
-    submission, solution = recognition_files(tmp_path)
-    path = tmp_path / "recognition.metrics.json"
-    write_scores("recognition", submission, None, path)
-    assert not path.exists() and "not scored" in capsys.readouterr().out
-    write_scores("recognition", submission, solution, path)
-    assert json.loads(path.read_text()) == score_recognition(submission, solution)
-    assert capsys.readouterr().out == path.read_text()
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def test_command_prints_json(tmp_path):
-    submission, solution = recognition_files(tmp_path)
-    result = run("metrics.py", "recognition", str(submission), str(solution))
-    assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == score_recognition(submission, solution)
-
-
-def test_command_says_what_is_wrong_in_one_line(tmp_path):
-    submission, solution = recognition_files(tmp_path)
-    for arguments in (
-        ["recognition", str(tmp_path / "absent.csv"), str(solution)],
-        ["recognition", str(submission), str(tmp_path)],
-        ["retrieval", str(submission), str(solution)],
-    ):
-        result = run("metrics.py", *arguments)
-        assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert run("metrics.py", "segmentation", str(submission), str(solution)).returncode == 2
-
-
-def test_commands_start_without_heavy_imports():
-    heavy = "{'tensorflow', 'keras', 'torch', 'pandas', 'numpy'}"
-    result = run("-c", f"import metrics, submission, sys; print(*({heavy} & set(sys.modules)))")
-    assert (result.returncode, result.stdout.strip()) == (0, "")

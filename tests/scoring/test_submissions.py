@@ -1,20 +1,17 @@
 import math
-import subprocess
-import sys
-import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmarks.running.command import InputError
-from landmarks.scoring import solutions
-from landmarks.scoring.solutions import Solution, read_recognition_solution, read_retrieval_solution
+from landmarks.scoring.solutions import Solution
 from landmarks.scoring.submissions import check, read_recognition, read_retrieval, write_recognition, write_retrieval
 
 RECOGNITION_SOLUTION = Solution({"a": [1], "b": [2]}, {"c": [3], "d": []}, {"e", "f"})
+
+
 RETRIEVAL_SOLUTION = Solution({"a": ["x"], "b": ["y"]}, {"c": ["z"]}, {"e", "f"})
 
 
@@ -26,41 +23,6 @@ def file(tmp_path):
         return path
 
     return write
-
-
-def test_read_recognition_solution(file):
-    """The cases of the published dataset_file_io_test.py, here and below."""
-    path = file(
-        "id,landmarks,Usage",
-        "0123456789abcdef,0 12,Public",
-        "0223456789abcdef,,Public",
-        "0323456789abcdef,100,Ignored",
-        "0423456789abcdef,1,Private",
-        "0523456789abcdef,,Ignored",
-    )
-    assert read_recognition_solution(path) == (
-        {"0123456789abcdef": [0, 12], "0223456789abcdef": []},
-        {"0423456789abcdef": [1]},
-        {"0323456789abcdef", "0523456789abcdef"},
-    )
-
-
-def test_read_retrieval_solution(file):
-    path = file(
-        "id,images,Usage",
-        "0123456789abcdef,None,Ignored",
-        "0223456789abcdef,fedcba9876543210 fedcba9876543200,Public",
-        "0323456789abcdef,fedcba9876543200,Private",
-    )
-    assert read_retrieval_solution(path) == (
-        {"0223456789abcdef": ["fedcba9876543210", "fedcba9876543200"]},
-        {"0323456789abcdef": ["fedcba9876543200"]},
-        {"0123456789abcdef"},
-    )
-
-
-def test_none_means_nothing_to_the_reader(file):
-    assert read_retrieval_solution(file("id,images,Usage", "a,None,Public")).public == {"a": ["None"]}
 
 
 def test_read_recognition(file):
@@ -105,88 +67,9 @@ def test_bad_prediction(file, row, message):
         read_recognition(path, RECOGNITION_SOLUTION)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a,1,public", "Usage is 'public'"),
-        ("a,1,", "Usage is ''"),
-        ("a,1", "2 columns"),
-        ("a,1,2,Public", "4 columns"),
-        ("a,1;2,Public", "1;2"),
-        ("b,1,Private", "'b' is repeated"),
-        ("b,1,Ignored", "'b' is repeated"),
-    ],
-)
-def test_bad_recognition_solution(file, row, message):
-    with pytest.raises(InputError, match=f"file.csv line 3: .*{message}"):
-        read_recognition_solution(file("id,landmarks,Usage", "b,1,Public", row))
-
-
 def test_repeated_private_prediction(file):
     with pytest.raises(InputError, match="line 3: test image 'c' is repeated"):
         read_retrieval(file("id,images", "c,x", "c,y"), RETRIEVAL_SOLUTION)
-
-
-def test_query_without_images_must_be_ignored(file):
-    with pytest.raises(InputError, match="line 2: .*Ignored"):
-        read_retrieval_solution(file("id,images,Usage", "a,,Private"))
-
-
-def test_another_header(file):
-    with pytest.raises(InputError, match="'id,images'; its header must be 'id,landmarks'"):
-        read_recognition(file("id,images", "a,1 0.5"), RECOGNITION_SOLUTION)
-    with pytest.raises(InputError, match="header"):  # a first row would be lost
-        read_recognition(file("a,1 0.5"), RECOGNITION_SOLUTION)
-    with pytest.raises(InputError, match="header"):
-        read_recognition(file(), RECOGNITION_SOLUTION)
-
-
-def test_byte_order_mark_line_ends_and_quotes(tmp_path):
-    path = tmp_path / "excel.csv"
-    path.write_bytes(b'\xef\xbb\xbfid,landmarks\r\na,1 0.5 \r\n\r\n"c","2 0.25"\r\n')
-    assert read_recognition(path, RECOGNITION_SOLUTION) == ({"a": (1, 0.5)}, {"c": (2, 0.25)})
-
-
-def test_no_csv_file(tmp_path):
-    for name, content in [
-        ("utf-16.csv", "id,landmarks\na,1 0.5\n".encode("utf-16")),
-        ("latin.csv", b"id,landmarks\na,\xe9\n"),
-        ("open-quote.csv", b'id,landmarks\na,"1 0.5\n'),
-        ("text-after-quote.csv", b'id,landmarks\na,"1" 0.5\n'),
-        ("photo.jpg", bytes(range(256)) * 100),
-    ]:
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=name):
-            read_recognition(path, RECOGNITION_SOLUTION)
-    for path in (tmp_path / "absent.csv", tmp_path, tmp_path / "utf-16.csv" / "below", tmp_path / ("x" * 300)):
-        with pytest.raises(InputError, match="cannot be read: "):
-            read_recognition(path, RECOGNITION_SOLUTION)
-
-
-def test_a_query_may_have_very_many_images(file):
-    many = [f"{i:016x}" for i in range(50_000)]  # 850,000 characters; the csv module alone stops at 131,072
-    assert read_retrieval_solution(file("id,images,Usage", f"a,{' '.join(many)},Public")).public == {"a": many}
-
-
-def test_size_of_a_cell_and_a_line_is_bounded(file, monkeypatch):
-    monkeypatch.setattr(solutions, "MAX_CELL", 50)
-    monkeypatch.setattr(solutions, "MAX_LINE", 200)
-    for line in (f"a,{'x' * 51}", "x" * 1000, ",x" * 1000):
-        with pytest.raises(InputError, match="field limit|columns"):
-            read_retrieval(file("id,images", line), RETRIEVAL_SOLUTION)
-
-
-def test_a_file_that_is_one_line_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(solutions, "MAX_LINE", 2**16)
-    path = tmp_path / "line.csv"
-    path.write_bytes(b"id,images\n" + b"x," * 2**23)
-    tracemalloc.start()
-    with pytest.raises(InputError, match="columns"):
-        read_retrieval(path, RETRIEVAL_SOLUTION)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**23  # half of the line
 
 
 def test_write_recognition(tmp_path):
@@ -311,32 +194,3 @@ def test_check_lists_20_of_a_kind(file):
         *(f"missing id: '{n:03d}'" for n in range(20)),
         "missing id: 300 in all, the first 20 are listed",
     ]
-
-
-def test_check_command(tmp_path):
-    (tmp_path / "metadata").mkdir()
-    (tmp_path / "metadata" / "test.csv").write_text("id\naaa1\naaa2\n")
-    (tmp_path / "metadata" / "index.csv").write_text("id\nbbb1\n")
-    path = tmp_path / "retrieval.csv"
-
-    def run(task, submission_csv):
-        command = [sys.executable, "submission.py", "check", task, str(submission_csv), "--mirror", str(tmp_path)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    path.write_text("id,images\naaa2,bbb1\naaa1,\n")
-    whole = run("retrieval", path)
-    assert (whole.returncode, whole.stderr) == (0, "")
-
-    path.write_text("id,images\naaa1,bbb1 bbb2\n")
-    faulty = run("retrieval", path)
-    assert (faulty.returncode, faulty.stdout.splitlines()) == (
-        1,
-        [
-            "not in the index: line 2: 'bbb2'",
-            "wrong number of rows: 1, but the mirror has 2 test images",
-            "missing id: 'aaa2'",
-        ],
-    )
-
-    absent = run("recognition", tmp_path / "absent.csv")
-    assert (absent.returncode, absent.stdout, absent.stderr.count("\n")) == (2, "", 1)

@@ -10,51 +10,7 @@ from conftest import recipe_with
 from landmarks.mirrors.open import open_mirror
 from landmarks.running.command import InputError
 from landmarks.running.recipe import load
-from landmarks.running.settings import TrainingSettings
 from landmarks.training import run as training
-from landmarks.training import schedule
-from landmarks.training.schedule import learning_rate
-from landmarks.training.selection import select_classes
-from landmarks.training.validation import hold_out
-
-TABLE = pd.DataFrame({"landmark_id": [7] * 20 + [3] * 19 + [138982] * 50 + [5] * 25})
-
-
-def test_classes_are_the_frequent_landmarks_less_the_excluded():
-    assert select_classes(TABLE, 20, [138982]).tolist() == [5, 7]
-    assert select_classes(TABLE, 19, []).tolist() == [3, 5, 7, 138982]
-
-
-@pytest.mark.parametrize("min_images", [26, 51])
-def test_too_few_classes(min_images):
-    with pytest.raises(InputError, match="lower --min-images"):
-        select_classes(TABLE, min_images, [])
-
-
-def test_the_published_steps():
-    settings = load(["--recipe", "softmax"]).training
-    rates = [learning_rate(settings, mini_epochs, 499) for mini_epochs in (0, 169.99, 170, 329, 330, 379.5, 380, 498)]
-    assert rates == [2e-4, 2e-4, 1e-4, 1e-4, 4e-5, 4e-5, 2e-5, 2e-5]
-    fewer = [learning_rate(settings, mini_epochs, 193) for mini_epochs in (0, 65.9, 66, 127, 128, 146.9, 147, 192)]
-    assert fewer == rates  # the same parts of a run over 193 shards
-    in_mini_epochs = settings.model_copy(update={**{"learning_rate_steps": {170: 1e-4, 330: 4e-5, 380: 2e-5}}})
-    assert [learning_rate(in_mini_epochs, mini_epochs, 499) for mini_epochs in (169.99, 170, 330, 380)] == [
-        2e-4, 1e-4, 4e-5, 2e-5,
-    ]  # fmt: skip
-
-
-def test_cosine_falls_from_the_first_rate_to_zero():
-    settings = TrainingSettings(schedule="cosine", learning_rate=0.1)
-    assert learning_rate(settings, 0, 10) == 0.1
-    assert learning_rate(settings, 5, 10) == pytest.approx(0.05)
-    assert learning_rate(settings, 2.5, 10) == pytest.approx(0.1 * (1 + math.sqrt(0.5)) / 2)
-    assert learning_rate(settings, 10, 10) == pytest.approx(0)
-
-
-def test_the_rate_rises_to_its_start_and_then_falls():
-    settings = TrainingSettings(schedule="cosine", learning_rate=0.1, warm_up=2)
-    rates = [learning_rate(settings, mini_epochs, 10) for mini_epochs in (0, 1, 1.5, 2, 6, 10)]
-    assert rates == pytest.approx([0, 0.05, 0.075, 0.1, 0.05, 0])
 
 
 @pytest.fixture
@@ -119,22 +75,12 @@ def run(recipe, monkeypatch):
 
 
 CLASSES = pd.Series({f"{number}": number % 2 for number in range(8)})
+
+
 IDS = [f"{number}" for number in (3, 1, 4, 0, 5, 2, 6, 7, 3)]
+
+
 SHARD = Shard([f"{number}" for number in range(10)])  # 8 and 9 have no class
-
-
-def test_streaming_yields_every_photo_with_a_class_and_fills_up_the_last_batch(recipe):
-    class Mirror:
-        def stream(self, split, names):
-            return iter([SHARD] * len(names))
-
-    settings = recipe_with(recipe, epochs=2).training
-    (_, first), (_, second) = schedule.stream(settings, Mirror(), ["images_000"], CLASSES, 0)
-    assert len(first) == len(second) == 9 and set(first) == set(second) == set(CLASSES.index)
-    assert first != second
-    assert [ids for _, ids in schedule.stream(settings, Mirror(), ["images_000"], CLASSES, 1)] == [second]
-    without = schedule.stream(settings, Mirror(), ["images_000"], CLASSES[:0], 1)
-    assert [ids for _, ids in without] == [[]]
 
 
 def test_a_mini_epoch_trains_on_its_photos_with_a_falling_rate(run):
@@ -220,14 +166,6 @@ def test_of_a_mirror_with_few_shards_photos_are_held_out(tiny_mirror, tmp_path, 
     assert history["photos"].sum() == 21  # of 24, 8 a landmark, every fifth is held out
     assert history["nearest_photo_gap"].isna().all() if "nearest_photo_gap" in history else True
     assert history["validation_gap"].between(0, 1).all()
-
-
-def test_photos_are_held_out_evenly():
-    classes = pd.Series(np.repeat([0, 1, 2], [4, 5, 26]), index=[f"{number}" for number in range(35)])
-    held = hold_out(classes, seed=1)
-    assert held.value_counts().to_dict() == {1: 1, 2: 5}
-    pd.testing.assert_series_equal(held, hold_out(classes, seed=1))
-    assert set(held.index) != set(hold_out(classes, seed=2).index)
 
 
 def test_a_work_folder_goes_on_with_the_same_photos_alone(tiny_mirror, tmp_path):

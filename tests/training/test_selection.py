@@ -8,7 +8,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.running.command import InputError
 from landmarks.running.recipe import load
 from landmarks.training import selection
-from landmarks.training.selection import train_photos, voters
+from landmarks.training.selection import select_classes, train_photos, voters
 
 
 def photos_of(recipe, mirror):
@@ -77,3 +77,17 @@ def test_who_votes(tmp_path):
     assert len(voters_of(load(only), mirror)) == 24
     few = voters_of(load([*only, "--no-vote-all"]), mirror)
     assert set(few["id"]) == set(clean.loc[clean["landmark_id"] != 10, "id"])
+
+
+TABLE = pd.DataFrame({"landmark_id": [7] * 20 + [3] * 19 + [138982] * 50 + [5] * 25})
+
+
+def test_classes_are_the_frequent_landmarks_less_the_excluded():
+    assert select_classes(TABLE, 20, [138982]).tolist() == [5, 7]
+    assert select_classes(TABLE, 19, []).tolist() == [3, 5, 7, 138982]
+
+
+@pytest.mark.parametrize("min_images", [26, 51])
+def test_too_few_classes(min_images):
+    with pytest.raises(InputError, match="lower --min-images"):
+        select_classes(TABLE, min_images, [])

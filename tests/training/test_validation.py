@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from landmarks.training import validation
-from landmarks.training.validation import Validation
+from landmarks.training.validation import Validation, hold_out
 
 # Two landmarks: of class 0 four photos, a to d, of class 1 two, e and f, of class 2 one, g, which is in the database.
 # An id is its letter three times.
@@ -125,3 +125,11 @@ def test_pairs_of_a_landmark_are_held_out_first():
 
 def test_without_photos_there_are_no_scores(held_out):
     assert held_out([]).scores(None) == {}
+
+
+def test_photos_are_held_out_evenly():
+    classes = pd.Series(np.repeat([0, 1, 2], [4, 5, 26]), index=[f"{number}" for number in range(35)])
+    held = hold_out(classes, seed=1)
+    assert held.value_counts().to_dict() == {1: 1, 2: 5}
+    pd.testing.assert_series_equal(held, hold_out(classes, seed=1))
+    assert set(held.index) != set(hold_out(classes, seed=2).index)

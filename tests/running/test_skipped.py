@@ -1,0 +1,28 @@
+from contextlib import closing
+
+import pytest
+from conftest import identity, jpeg
+
+from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.running.skipped import record_skipped
+
+
+@pytest.fixture
+def shard(tmp_path):
+    photos = [(identity(number), jpeg(number)) for number in range(10)]
+    photos[3] = (photos[3][0], b"no photo")
+    write_tar(tmp_path / "images_000.tar", photos)
+    with closing(TarShard(tmp_path / "images_000.tar")) as shard:
+        yield shard
+
+
+def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
+    shard.refused.append(("../evil,\n\x1b[31m.jpg", "not named a/b/c/ID.jpg"))
+    for _ in range(2):
+        record_skipped(tmp_path, "test", shard.name, [*shard.refused, ("abc1", "broken\nline")])
+    lines = (tmp_path / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "split,shard,name,reason"
+    assert len(lines) == 3
+    assert lines[2] == "test,images_000,abc1,broken line"
+    assert "\x1b" not in (tmp_path / "skipped.csv").read_text()
+    assert capsys.readouterr().err.count("warning") == 1
