@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scripts
 from conftest import ROOT, make_mirror
 
 from features import load_features, save_features
 
 SETTINGS = [
-    "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 
 
 def run(script: str, work: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, ROOT / script, f"--work={work}", *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    done = scripts.run(ROOT / script, f"--work={work}", *arguments)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -135,21 +134,22 @@ def test_streamed_from_a_server_it_gives_the_same(finished, tiny_mirror, serve, 
 
 def test_kill_at_any_time_and_go_on(tiny_mirror, tmp_path):
     work = tmp_path / "work"
-    command = [sys.executable, ROOT / "recognition.py", f"--work={work}", f"--mirror={tiny_mirror}", *SETTINGS]
+    settings = [f"--mirror={tiny_mirror}", *SETTINGS, "--epochs=10"]
     rows = 0
-    for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if (work / "training.csv").exists() and len(pd.read_csv(work / "training.csv")) > rows:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        process.send_signal(kill)
-        error = process.communicate()[1]
+    for kill, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 128 + 15), (signal.SIGKILL, -9)):
+
+        def after_a_mini_epoch(process, rows=rows, kill=kill):
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                if (work / "training.csv").exists() and len(pd.read_csv(work / "training.csv")) > rows:
+                    break
+                time.sleep(0.02)
+            os.kill(process, kill)
+
+        done = run("recognition.py", work, *settings, check=False, meanwhile=after_a_mini_epoch)
+        assert done.returncode == code, done.stderr[-3000:]
         if kill == signal.SIGTERM:
-            assert process.returncode == 128 + signal.SIGTERM
-            assert "the same command goes on from here" in error
+            assert "the same command goes on from here" in done.stderr
         before = pd.read_csv(work / "training.csv")
         assert len(before) > rows
         rows = len(before)
@@ -158,7 +158,7 @@ def test_kill_at_any_time_and_go_on(tiny_mirror, tmp_path):
     run("recognition.py", work)
     history = pd.read_csv(work / "training.csv")
     pd.testing.assert_frame_equal(history.head(rows), before)  # finished mini-epochs were not redone
-    assert history["mini_epoch"].tolist() == list(range(1, 11))
+    assert history["mini_epoch"].tolist() == list(range(1, 51))
     run("retrieval.py", work)
     for task in ("recognition", "retrieval"):
         assert len(pd.read_csv(work / f"{task}.csv")) == len(pd.read_csv(tiny_mirror / "metadata/test.csv"))
@@ -363,7 +363,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
 
 
 def test_a_full_disk_is_one_clear_line(tiny_mirror, small_disk):
-    done = run("recognition.py", small_disk / "work", f"--mirror={tiny_mirror}", *SETTINGS, check=False)
+    large = "--embedding-size=100000"
+    done = run("recognition.py", small_disk / "work", f"--mirror={tiny_mirror}", *SETTINGS, large, check=False)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "no space left" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -371,10 +372,9 @@ def test_a_full_disk_is_one_clear_line(tiny_mirror, small_disk):
 
 
 def test_the_scripts_leave_the_user_his_thread_settings():
-    program = "import os; from landmarks.running import command; command.prepare_backend(); print(os.environ['TF_NUM_INTEROP_THREADS'])"
+    program = "import os; from landmarks.running import command; command.prepare_backend();"
+    program += "print(os.environ['TF_NUM_INTEROP_THREADS'])"
     for given, expected in (({}, "1"), ({"TF_NUM_INTEROP_THREADS": "5"}, "5")):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | given
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == expected
+        done = scripts.run("-c", program, environment=environment)
+        assert done.stdout.strip() == expected, done.stderr

@@ -1,13 +1,12 @@
 """kill -9 at every stage of both scripts, before and after a file gets its name: they end as if nothing had been."""
 
 import signal
-import subprocess
-import sys
 
+import scripts
 from conftest import ROOT
 
 SETTINGS = [
-    "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--bottleneck-epochs=1", "--verify=lower", "--extractor=sift", "--query-expansion=1",
 ]  # fmt: skip
 
@@ -52,17 +51,11 @@ def test_killed_at_every_stage_both_scripts_end_the_same(tiny_mirror, tmp_path):
     whole, killed = tmp_path / "whole/work", tmp_path / "killed/work"
     for script, moments in MOMENTS.items():
         arguments = [f"--mirror={tiny_mirror}", *SETTINGS]
-        subprocess.run([sys.executable, ROOT / script, f"--work={whole}", *arguments], check=True, capture_output=True)
+        scripts.run(ROOT / script, f"--work={whole}", *arguments, fork=False).check_returncode()
         for ending, when, count in moments:
-            done = subprocess.run(
-                [
-                    sys.executable, "-c", PROGRAM, ROOT / script, ending, when, str(count), f"--work={killed}",
-                    *arguments,
-                ],
-                capture_output=True, text=True, cwd=ROOT,
-            )  # fmt: skip
+            done = scripts.run("-c", PROGRAM, ROOT / script, ending, when, count, f"--work={killed}", *arguments)
             assert done.returncode == -signal.SIGKILL, (ending, done.returncode, done.stderr[-2000:])
-        subprocess.run([sys.executable, ROOT / script, f"--work={killed}", *arguments], check=True, capture_output=True)
+        scripts.run(ROOT / script, f"--work={killed}", *arguments).check_returncode()
     for name in ("recognition.csv", "verification.csv", "retrieval.csv", "retrieval.metrics.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list(killed.rglob("part-*"))

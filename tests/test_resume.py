@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import scripts
 
 from features import load_features
 
@@ -29,19 +27,13 @@ from landmarks.training import run as training
 mirror, folder, precisions, parts = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","), json.loads(sys.argv[4])
 step, classes = training.Trainer._train, np.array([10, 20, 30])
 
-def backbone(*_):
-    photos = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(4, 3, strides=4)(photos)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    return keras.Model(photos, x, name="tiny"), lambda x: x / 255
-
-model.build_backbone = backbone
 for precision, loss, (part, stops) in itertools.product(precisions, ("softmax", "arcface", "triplet"), parts):
     keras.mixed_precision.set_global_policy("float32")
     work = folder / part / precision / loss
     recipe = load([
         f"--mirror={mirror}", f"--work={work}", f"--precision={precision}", f"--loss={loss}", "--recognizer=neighbours",
-        "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=2", "--validation-shards=0", "--optimizer=sgd",
+        "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=2",
+        "--validation-shards=0", "--optimizer=sgd",
         "--accumulate=2", "--learning-rate=0.05", "--warm-up=0", "--classes-per-batch=2", "--photos-per-class=2",
         "--subspaces=1", "--embedding-size=8",
     ])
@@ -64,12 +56,12 @@ for precision, loss, (part, stops) in itertools.product(precisions, ("softmax", 
 """
 
 
-def train(mirror: Path, folder: Path, precisions: tuple[str, ...], *parts: tuple[str, int], backend="tensorflow"):
+def train(
+    mirror: Path, folder: Path, precisions: tuple[str, ...], *parts: tuple[str, int], backend="tensorflow", fork=True
+):
     """In a process of its own train each part, to its end or to the given step; then embed the test photos."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mirror, folder, ",".join(precisions), json.dumps(parts)],
-        cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True,
-    )  # fmt: skip
+    arguments = ["-c", PROGRAM, mirror, folder, ",".join(precisions), json.dumps(parts)]
+    done = scripts.run(*arguments, environment=os.environ | {"KERAS_BACKEND": backend}, fork=fork)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -85,7 +77,7 @@ def require_the_same_weights(folder: Path, cases: int) -> None:
 
 def test_a_run_goes_on_in_another_process(tiny_mirror, tmp_path):
     precisions = ("float32", "mixed_float16", "mixed_bfloat16")
-    train(tiny_mirror, tmp_path, precisions, ("whole", 0), ("stopped", 3))
+    train(tiny_mirror, tmp_path, precisions, ("whole", 0), ("stopped", 3), fork=False)
     train(tiny_mirror, tmp_path, precisions, ("stopped", 4))
     train(tiny_mirror, tmp_path, precisions, ("stopped", 0))
     require_the_same_weights(tmp_path, cases=9)

@@ -10,6 +10,8 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+import scripts
+import tiny  # noqa: F401
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -434,7 +436,7 @@ faiss.knn = counted
 for script in ("recognition.py", "retrieval.py"):
     begun = len(calls)
     sys.argv = [script, f"--work={work}", f"--mirror={mirror}", "--votes=3", "--index-parts=2", "--image-size=32",
-                "--backbone=MobileNet", "--weights=none"]
+                "--backbone=Tiny", "--weights=none"]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -452,17 +454,14 @@ def test_both_scripts_killed_in_their_searches_go_on(tiny_mirror, tmp_path):
         (tmp_path / name / "labels.csv").write_text("class,landmark_id\n0,10\n1,20\n2,30\n")
         if name == "killed":
             models.save(
-                models.build_model(3, ModelSettings(backbone="MobileNet", weights="none")),
+                models.build_model(3, ModelSettings(backbone="Tiny", weights="none")),
                 tmp_path / name / "model.keras",
             )
         else:
             shutil.copy(tmp_path / "killed/model.keras", tmp_path / name)
 
     def run(name, kill_at=0):
-        done = subprocess.run(
-            [sys.executable, "-c", BOTH_SCRIPTS, tiny_mirror, tmp_path / name, str(kill_at)],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+        done = scripts.run("-c", BOTH_SCRIPTS, tiny_mirror, tmp_path / name, kill_at)
         assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr[-3000:]
         calls = [line.split() for line in done.stdout.splitlines() if line.startswith("re") and ".py " in line]
         return {script: int(count) for script, count in calls}

@@ -1,0 +1,121 @@
+"""Runs Python in forks of a process that has imported TensorFlow, which takes seconds, and most scripts' work less.
+
+Such a fork is as good as a new process: importing TensorFlow starts no thread, and that process executes nothing of it.
+OpenBLAS, whose threads NumPy does start, ends them before a fork. Modules of the project are imported in each fork.
+"""
+
+import atexit
+import gc
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(
+    *arguments,
+    environment: Mapping[str, str] = os.environ,
+    meanwhile: Callable[[int], None] = lambda _: None,
+    fork: bool = True,
+) -> subprocess.CompletedProcess:
+    """How Python with these arguments, `PATH ...` or `-c PROGRAM ...`, ends in the project's folder; with its output.
+
+    Where a fork is not wanted, or not safe, it is a new process: with another back end, or not on Linux. Either way
+    Keras has the backbone `Tiny`.
+
+    Args:
+        meanwhile: is given the process id while it runs.
+    """
+    arguments = [str(argument) for argument in arguments]
+    if not fork or sys.platform != "linux" or environment.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        command = [sys.executable, __file__, *arguments]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, **streams) as process:
+            meanwhile(process.pid)
+            output = process.communicate()
+        return subprocess.CompletedProcess(arguments, process.returncode, *output)
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        server = _server()
+        server.send((arguments, dict(environment), outputs))
+        meanwhile(server.recv())
+        return subprocess.CompletedProcess(arguments, server.recv(), *(path.read_text() for path in outputs))
+
+
+@cache
+def _server() -> Connection:
+    """The process that forks, one for each process that tests, and ends with it."""
+    here, there = Pipe()
+    command = [sys.executable, __file__, "--serve", str(there.fileno())]
+    process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
+    there.close()
+    atexit.register(process.wait)
+    atexit.register(here.close)  # which ends it, before it is waited for
+    return here
+
+
+def serve(requests: Connection) -> None:
+    """Fork for every request and answer with the process id, then the exit code, until the connection is closed."""
+    gc.freeze()  # spares each fork the search for garbage in what has been imported
+    while True:
+        try:
+            arguments, environment, outputs = requests.recv()
+        except EOFError:
+            return
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            for descriptor, path in enumerate(outputs, 1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+            os.chdir(ROOT)
+            os.environ.clear()
+            os.environ.update(environment)
+            return execute(arguments)
+        requests.send(child)
+        requests.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def execute(arguments: list[str]) -> None:
+    """What Python does when it is started with these arguments."""
+    if arguments[0] == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *arguments[2:]]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(arguments[1], vars(sys.modules["__main__"]))
+    else:
+        sys.path[0] = str(Path(arguments[0]).parent)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def import_what_takes_long() -> None:
+    sys.path[0] = str(ROOT)
+    from landmarks.running import command
+
+    command.prepare_backend()
+    import cv2  # noqa: F401
+    import faiss  # noqa: F401
+    import pandas  # noqa: F401
+
+    sys.path[0] = str(Path(__file__).parent)
+    import tiny  # noqa: F401
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "landmarks"]:
+        del sys.modules[name]  # each script imports the project's modules itself
+
+
+if __name__ == "__main__":
+    import_what_takes_long()
+    if sys.argv[1] == "--serve":
+        serve(Connection(int(sys.argv[2])))
+    else:
+        execute(sys.argv[1:])
