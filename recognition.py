@@ -30,7 +30,9 @@ def main() -> None:
     if run.time_limit:
         command.limit_time(run.time_limit)
     make_writable(run.work)
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    mirror = open_mirror(
+        recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed, run.patience
+    )
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
 

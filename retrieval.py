@@ -30,7 +30,9 @@ def main() -> None:
         command.limit_time(run.time_limit)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    mirror = open_mirror(
+        recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed, run.patience
+    )
     mirror.require("index", "test")
     if run.models:
         recipe.keep()  # their common work folder may be new

@@ -68,7 +68,9 @@ def calibrate(work: Path) -> None:
     from landmarks.neighbours import ensemble
 
     decision.require(run, recipe.model, settings)
-    mirror = open_mirror(recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed)
+    mirror = open_mirror(
+        recipe.photos.mirror, run.work / "mirror", run.ahead, run.strict_md5, recipe.training.seed, run.patience
+    )
     splits, none = calibration.photos_of_no_landmark(mirror)
     files = ensemble.embed(run, mirror, splits)
     verified = calibration.verify_held_out(run, settings, mirror, files, none, recipe.training.seed)

@@ -100,7 +100,10 @@ class _Fetching:
         except ConnectionError as error:
             self.unanswered += 1
             if self.unanswered >= MAX_UNANSWERED:
-                raise InputError(f"{self.unanswered} downloads in a row failed, the last: {error}") from error
+                raise InputError(
+                    f"{self.unanswered} downloads in a row failed, the last of {url}: {error}, then run the same "
+                    "command again"
+                ) from error
             raise
         except OSError:  # an answer too
             self.unanswered = 0

@@ -9,18 +9,25 @@ from pathlib import Path
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.build import build_mirror
 from landmarks.mirrors.folder import FolderMirror
+from landmarks.mirrors.outages import PATIENCE
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError
 from landmarks.sample import photos
 
 
 def open_mirror(
-    source: str, cache: Path | None = None, ahead: int = 1, strict_md5: bool = False, seed: int = 0
+    source: str,
+    cache: Path | None = None,
+    ahead: int = 1,
+    strict_md5: bool = False,
+    seed: int = 0,
+    patience: float = PATIENCE,
 ) -> Mirror:
     """Open a mirror at a URL, in a folder, or `sample`, the built-in one, made in `cache` if it is not there yet.
 
     Args:
         cache: the folder that downloads and the sample go to; a folder of this process' own when None.
+        patience: seconds that a URL's server may be away, once it has answered.
 
     Raises:
         InputError: there is no such folder.
@@ -29,7 +36,7 @@ def open_mirror(
         cache = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
     if source.startswith(("http://", "https://")):
-        return WebMirror(source, cache, ahead, strict_md5)
+        return WebMirror(source, cache, ahead, strict_md5, patience)
     if source == "sample":
         folder = cache / f"sample-{seed}"
         if not folder.exists():

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from landmarks.mirrors import download
 from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.outages import PATIENCE
 from landmarks.mirrors.shards import DamagedShard, TarShard
 from landmarks.mirrors.tables import read_table
 from landmarks.running import command
@@ -30,19 +31,21 @@ class WebMirror(Mirror):
     left stays for the stream that wants it while there is room. A shard whose md5 differs from the published one is
     downloaded a second time; if it differs again, it is used when the tar reads whole (train shard 000 of the public
     mirror has never matched), said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused.
+    Once it has answered it may be away for `patience` seconds at a time.
     """
 
-    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False):
+    def __init__(self, url: str, cache: Path, ahead: int = 1, strict_md5: bool = False, patience: float = PATIENCE):
         super().__init__(url.rstrip("/"))
         self.url = self.name
         self.cache = cache
         self.ahead = ahead
         self.strict_md5 = strict_md5
+        self.patience = patience
         self._shard_counts: dict[str, int] = {}
 
     def path(self, relative: str) -> Path | None:
         path = self.cache / relative
-        if not path.is_file() and not download.download(f"{self.url}/{relative}", path):
+        if not path.is_file() and not download.download(f"{self.url}/{relative}", path, patience=self.patience):
             return None
         with open(path, "rb") as file:
             is_web_page = file.read(100).lstrip().startswith(b"<")
@@ -54,6 +57,10 @@ class WebMirror(Mirror):
         if split not in self._shard_counts:
             self._shard_counts[split] = self._count_shards(split)
         return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
+
+    def absence(self, relative: str) -> str:
+        reason = download.absence(f"{self.url}/{relative}", self.patience)
+        return f" ({reason})" if reason else ""
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
         self._clear_shards(
@@ -94,7 +101,7 @@ class WebMirror(Mirror):
         """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""
 
         def has(number: int) -> bool:
-            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")
+            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar", self.patience)
 
         if not has(0):
             return 0
@@ -122,8 +129,13 @@ class WebMirror(Mirror):
         expected = self.published_md5(split, name)
         for is_second in (False, True):
             if not path.exists():
-                if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
-                    raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
+                if not download.download(
+                    f"{self.url}/{relative}", path, resume=True, check=check, patience=self.patience
+                ):
+                    raise InputError(
+                        f"{self.url}/{relative} is not there any more{self.absence(relative)}; check the mirror and "
+                        "run again"
+                    )
             found = md5(path)
             matches = expected in (None, found) or (not self.strict_md5 and found in self._accepted_mismatches())
             fault = (

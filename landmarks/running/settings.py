@@ -49,6 +49,8 @@ class RunSettings(Section):
     """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, exclude=True)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
+    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000)
+    """how long a mirror at a URL may be away before the run ends (seconds, or like 2h), once it has answered"""
     shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     ahead: int = Field(1, ge=0)
