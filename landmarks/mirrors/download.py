@@ -17,6 +17,7 @@ from landmarks.running.command import InputError, check_stop
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
 MAX_BYTES = 16 * 2**30
+MAX_REDIRECTS = 5
 PHOTO_TRIES = 2
 PHOTO_PATIENCE = 60  # seconds that a server's Retry-After may hold up one photo of a list
 CUT = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)  # what reading a body raises when the network fails
@@ -32,8 +33,16 @@ class Absent(InputError):
     """The server does not give a file: 404, 410, or 403, which S3 says of a missing one too."""
 
 
+def _leave_body_of_redirect(response: requests.Response, **_: object) -> None:
+    """Else requests would read it, however long it is."""
+    if response.is_redirect:
+        response.close()
+
+
 session = requests.Session()
 session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean the file's own bytes
+session.max_redirects = MAX_REDIRECTS
+session.hooks["response"].append(_leave_body_of_redirect)
 for scheme in ("http://", "https://"):
     session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
 
@@ -127,6 +136,8 @@ def _request(method: str, url: str, headers: dict[str, str] | None = None) -> re
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise failure_of(error) from error
+    except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
+        raise InputError(f"{url} cannot be read: only http:// and https:// can ({error})") from error
     except (requests.RequestException, ValueError) as error:  # ValueError: a host's name that no socket accepts
         raise InputError(f"{url} cannot be read: {error}") from error
     receive_answer(url, response)

@@ -1,5 +1,7 @@
 import gzip
 import os
+import tracemalloc
+from contextlib import suppress
 
 import pytest
 from conftest import Handler
@@ -201,3 +203,54 @@ def test_why_there_is_no_file(server, code, cause):
     with pytest.raises(OSError, match=f"HTTP {code}.*{cause}.*check the address"):
         download.read(f"{server.url}/file", limit=100)
     assert download.absence(f"{server.url}/file") == ""
+
+
+def test_a_small_body_that_unpacks_to_a_large_one_is_not_unpacked(server):
+    bomb = gzip.compress(bytes(100_000_000), 1)
+    server.faults["/file"] = [answer(200, bomb, Content_Encoding="gzip", Content_Length=str(len(bomb)))]
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="more than 1,000,000 bytes"):
+            download.read(f"{server.url}/file", limit=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def redirect(target: str):
+    return answer(302, b"", Location=target)
+
+
+def test_redirects_are_followed_five_times(server):
+    server.faults["/a"] = [redirect("/a")] * 4 + [redirect("/file")] + [redirect("/a")] * 9
+    assert download.read(f"{server.url}/a", limit=len(BODY)) == BODY
+    server.requests.clear()
+    with pytest.raises(OSError, match="5 redirects"):
+        download.read(f"{server.url}/a", limit=len(BODY))
+    assert len(server.requests) == 6
+
+
+def test_the_body_of_a_redirect_is_not_read(server):
+    sent = []
+
+    def endless(handler: Handler):
+        handler.send_response(302)
+        handler.send_header("Location", "/file")
+        handler.end_headers()
+        with suppress(OSError):
+            while len(sent) < 100:
+                handler.wfile.write(BODY)
+                sent.append(len(BODY))
+        handler.close_connection = True
+
+    server.faults["/a"] = [endless]
+    assert download.read(f"{server.url}/a", limit=len(BODY)) == BODY
+    assert len(sent) < 10
+
+
+@pytest.mark.parametrize("other", ["file:///etc/passwd", "ftp://127.0.0.1/x", "/etc/passwd"])
+def test_only_http_is_read(server, other):
+    for url in (other, f"{server.url}/a"):
+        server.faults["/a"] = [redirect(other)]
+        with pytest.raises(OSError, match="only http:// and https://|HTTP 404"):
+            download.read(url, limit=10_000)
