@@ -11,6 +11,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from landmarks.mirrors.addresses import PublicAdapter
 from landmarks.mirrors.outages import PATIENCE, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
 
@@ -33,18 +34,24 @@ class Absent(InputError):
     """The server does not give a file: 404, 410, or 403, which S3 says of a missing one too."""
 
 
+def _session(adapter: requests.adapters.HTTPAdapter) -> requests.Session:
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean the file's own bytes
+    session.max_redirects = MAX_REDIRECTS
+    session.hooks["response"].append(_leave_body_of_redirect)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapter)
+    return session
+
+
 def _leave_body_of_redirect(response: requests.Response, **_: object) -> None:
     """Else requests would read it, however long it is."""
     if response.is_redirect:
         response.close()
 
 
-session = requests.Session()
-session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean the file's own bytes
-session.max_redirects = MAX_REDIRECTS
-session.hooks["response"].append(_leave_body_of_redirect)
-for scheme in ("http://", "https://"):
-    session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
+anywhere = _session(requests.adapters.HTTPAdapter(pool_maxsize=64))
+public = _session(PublicAdapter(pool_maxsize=64))
 
 
 def exists(url: str, patience: float = PATIENCE) -> bool:
@@ -103,16 +110,19 @@ def download(
     return True
 
 
-def read(url: str, limit: int) -> bytes:
+def read(url: str, limit: int, allow_private: bool = False) -> bytes:
     """The body of `url`, a file of at most `limit` bytes.
+
+    Args:
+        allow_private: follow it to private addresses too.
 
     Raises:
         ConnectionError: no answer, or no whole one, `PHOTO_TRIES` times in a row.
-        OSError: the server has no such file or refuses, or the body is over `limit` bytes.
+        OSError: the server has no such file or refuses, or the body is over `limit` bytes, or the address is private.
     """
 
     def attempt() -> bytes:
-        with _ask(url, {}) as response:
+        with _ask(url, {}, anywhere if allow_private else public) as response:
             try:
                 return response.raw.read(limit + 1, decode_content=True)
             except CUT as error:
@@ -129,7 +139,9 @@ def read(url: str, limit: int) -> bytes:
     return body
 
 
-def _request(method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
+def _request(
+    method: str, url: str, headers: dict[str, str] | None = None, session: requests.Session = anywhere
+) -> requests.Response:
     """One request, its body not read yet. Raises Failure for what another try may mend."""
     check_stop()
     try:
@@ -144,9 +156,9 @@ def _request(method: str, url: str, headers: dict[str, str] | None = None) -> re
     return response
 
 
-def _ask(url: str, headers: dict[str, str]) -> requests.Response:
+def _ask(url: str, headers: dict[str, str], session: requests.Session = anywhere) -> requests.Response:
     """The answer to a GET, its body not read yet. Raises Absent, Failure, or InputError for another refusal."""
-    response = _request("GET", url, headers)
+    response = _request("GET", url, headers, session)
     status = response.status_code
     if status in (200, 206) or (status == 416 and headers):
         return response

@@ -157,11 +157,11 @@ def test_an_odd_retry_after_is_passed_over(server, tmp_path, impatient, odd):
 
 def test_a_photo_of_a_list_is_not_waited_for_long(server, impatient, capsys):
     server.faults["/file"] = [status(429, Retry_After="40")]
-    assert download.read(f"{server.url}/file", 100) == b"body"
+    assert download.read(f"{server.url}/file", 100, allow_private=True) == b"body"
     assert 39 <= impatient.now <= 40
     server.faults["/file"] = [status(429, Retry_After="40000")] * 2
     with pytest.raises(ConnectionError, match="^HTTP 429, the server is asked too often; wait a while$"):
-        download.read(f"{server.url}/file", 100)
+        download.read(f"{server.url}/file", 100, allow_private=True)
     assert impatient.now <= 40 + download.PHOTO_PATIENCE
     assert capsys.readouterr().err == ""
 
@@ -190,7 +190,7 @@ def test_a_certificate_that_is_not_valid_is_told_at_once(server, impatient):
     ):
         download.exists(f"{url}/file")
     with pytest.raises(ConnectionError, match="TLS certificate is not valid"):
-        download.read(f"{url}/file", 100)
+        download.read(f"{url}/file", 100, allow_private=True)
     assert server.requests == []
     assert impatient.now == 0
 
@@ -218,7 +218,8 @@ def test_a_refused_connection_is_named_so():
         (OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)), "unreachable; check the address and the network"),
     ],
 )
-def test_why_there_is_no_connection(monkeypatch, error, line):
+@pytest.mark.parametrize("allow_private", [True, False])
+def test_why_there_is_no_connection(monkeypatch, error, line, allow_private):
     def fail(*_, **__):
         raise error
 
@@ -226,4 +227,4 @@ def test_why_there_is_no_connection(monkeypatch, error, line):
     with pytest.raises(InputError, match=f"{URL} could not be read.*{line}, then run the same command again"):
         download.exists(URL)
     with pytest.raises(ConnectionError, match=line):
-        download.read(URL, 100)
+        download.read(URL, 100, allow_private)
