@@ -39,6 +39,10 @@ def main() -> int | None:
     fetching.add_argument("--size", type=at_least(1), default=512, help="shorter side in pixels, at most (default 512)")
     fetching.add_argument("--threads", type=at_least(1), default=16, help="downloads at a time (default 16)")
     fetching.add_argument("--seed", type=at_least(0), default=0, help="of --split divide (default 0)")
+    fetching.add_argument(
+        "--allow-private", action="store_true",
+        help="follow URLs to private addresses too, as in your own network: for a list that you trust",
+    )  # fmt: skip
 
     shrinking = commands.add_parser("shrink", help="a copy of a mirror with small photos")
     shrinking.add_argument("mirror", help="sample, a URL or a folder")

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import tenacity
 from PIL import Image
 
 from features import Features, save_features
-from landmarks.mirrors import build, download
+from landmarks.mirrors import build, outages
 from landmarks.running import command
 from landmarks.running.recipe import Recipe, from_flat
 
@@ -171,9 +170,25 @@ def serve():
         server.server_close()
 
 
+class Clock:
+    """A clock that goes forward when somebody waits, and nobody does."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """No waiting between tries, and no stop request left over from another test."""
-    monkeypatch.setattr(download, "WAIT", tenacity.wait_fixed(0.01))
+def impatient(monkeypatch) -> Clock:
+    """No waiting between tries, no server known and no stop request left over from another test."""
+    clock = Clock()
+    monkeypatch.setattr(outages, "clock", clock)
+    monkeypatch.setattr(outages, "stop_event", clock)
+    monkeypatch.setattr(outages, "answered", set())
     monkeypatch.setattr(command, "_signals", [])
     command.stop_event.clear()
+    return clock

@@ -35,20 +35,20 @@ def run(
     Args:
         meanwhile: is given the process id while it runs.
     """
-    arguments = [str(argument) for argument in arguments]
+    given = [str(argument) for argument in arguments]
     if not fork or sys.platform != "linux" or environment.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        command = [sys.executable, __file__, *arguments]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, cwd=ROOT, env=environment, **streams) as process:
+        command = [sys.executable, __file__, *given]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
             meanwhile(process.pid)
             output = process.communicate()
-        return subprocess.CompletedProcess(arguments, process.returncode, *output)
+        return subprocess.CompletedProcess(given, process.returncode, *output)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
         server = _server()
-        server.send((arguments, dict(environment), outputs))
+        server.send((given, dict(environment), outputs))
         meanwhile(server.recv())
-        return subprocess.CompletedProcess(arguments, server.recv(), *(path.read_text() for path in outputs))
+        return subprocess.CompletedProcess(given, server.recv(), *(path.read_text() for path in outputs))
 
 
 @cache

@@ -24,8 +24,8 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def run(script: str, work: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    done = scripts.run(ROOT / script, f"--work={work}", *arguments)
+def run(script: str, work: Path, *arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+    done = scripts.run(ROOT / script, f"--work={work}", *arguments, **options)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -342,7 +342,9 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
         ("recognition.py", tmp_path / "a", [f"--mirror={bad_csv}", *SETTINGS], "landmark_id"),
         ("recognition.py", tmp_path / "b", [mirror, *SETTINGS, "--min-images=99"], "--min-images"),
         ("recognition.py", tmp_path / "c", [mirror, *SETTINGS, "--backbone=ResNet51"], "ResNet51"),
-        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--validation-shards=6"], "--validation-shards"),
+        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--solution=gone.csv"], "gone.csv cannot be read"),
+        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--clean=gone.csv"], "gone.csv is not a CSV"),
+        ("recognition.py", tmp_path / "d", ["--backbone=Tini"], "did you mean Tiny"),
         ("recognition.py", tmp_path / "e", [mirror, *SETTINGS, "--epochs=none"], "--epochs"),
         ("recognition.py", occupied, [mirror, *SETTINGS], "occupied"),
         ("recognition.py", Path("/proc/nowhere"), [mirror, *SETTINGS], "/proc/nowhere cannot be written"),

@@ -54,6 +54,10 @@ class Mirror(ABC):
         the photos, of a URL from the published md5, which is empty where there is none.
         """
 
+    def absence(self, relative: str) -> str:
+        """What the mirror says of a file that it does not give, in brackets; nothing where it only is not there."""
+        return ""
+
     def shard_ids(self, split: str, name: str) -> list[str] | None:
         """The ids of a shard's photos; None where only a download would tell."""
         return None
@@ -94,9 +98,11 @@ class Mirror(ABC):
         """Raise InputError unless the mirror has shards of each of these splits."""
         for split in splits:
             if not self.shard_names(split):
+                first = f"{split}/images_000.tar"
                 raise InputError(
-                    f"{self.name} is no mirror with {split} photos: it has neither {split}/images_000.tar nor a tree "
-                    f"{split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py import`"
+                    f"{self.name} is no mirror with {split} photos: it has neither {first}{self.absence(first)} nor a "
+                    f"tree {split}/a/b/c/ID.jpg; give a mirror's URL or folder, or make one with `python mirror.py "
+                    "import`"
                 )
 
     def tolerate(self, split: str, shard: TarShard) -> None:
@@ -122,9 +128,13 @@ class Mirror(ABC):
     def _table(self, split: str) -> pd.DataFrame:
         """A split's CSV, read once: train.csv of the public mirror takes 5 seconds."""
         if split not in self._tables:
-            path = self.path(f"metadata/{split}.csv")
+            relative = f"metadata/{split}.csv"
+            path = self.path(relative)
             if path is None:
-                raise InputError(f"{self.name} has no metadata/{split}.csv, which lists its {split} photos")
+                raise InputError(
+                    f"{self.name} has no {relative}, which lists its {split} photos{self.absence(relative)}; "
+                    "check the mirror"
+                )
             table = read_table(path, ["id", "landmark_id"] if split == "train" else ["id"])
             if table.empty:
                 raise InputError(f"{path} lists no photo")

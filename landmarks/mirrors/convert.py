@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from landmarks.mirrors import download, images
+from landmarks.mirrors.addresses import require_no_proxy
 from landmarks.mirrors.base import SOLUTIONS, SPLITS
 from landmarks.mirrors.build import build_mirror, printable, record_failures, write_csv, write_shard
 from landmarks.mirrors.open import open_mirror
@@ -62,8 +63,16 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     build_mirror(_divide(photos, seed), _read_as_jpeg, out, {number: path.name for number, path in landmarks.items()})
 
 
-def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) -> None:
-    """Download the photos of a CSV `id,url[,landmark_id]`, shrink them on arrival and make a mirror of them."""
+def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, allow_private: bool = False) -> None:
+    """Download the photos of a CSV `id,url[,landmark_id]`, shrink them on arrival and make a mirror of them.
+
+    A URL that leads to a private address, by itself or by a redirect, is a photo that failed unless `allow_private`.
+
+    Raises:
+        InputError: it is no such CSV, `out` holds something else, there is no network, or a proxy hides the addresses.
+    """
+    if not allow_private:
+        require_no_proxy()
     try:
         photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
         photos = photos.reindex(columns=["id", "url", "landmark_id"])
@@ -74,7 +83,8 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
     _claim(
         out,
-        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}",
+        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}"
+        + " private addresses allowed" * allow_private,
         SPLITS if split == "divide" else [split],
     )
     useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
@@ -84,23 +94,27 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
                            photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
     photos = photos[~useless]
     photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)
-    build_mirror(photos, _Fetching(size), out, threads=threads)
+    build_mirror(photos, _Fetching(size, allow_private), out, threads=threads)
 
 
 class _Fetching:
     """A URL to its photo, shrunk. Raises InputError when the network seems to be gone, lest every photo fails."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, allow_private: bool):
         self.size = size
+        self.allow_private = allow_private
         self.unanswered = 0
 
     def __call__(self, url: str) -> bytes:
         try:
-            data = download.read(url, MAX_PHOTO_BYTES)
+            data = download.read(url, MAX_PHOTO_BYTES, self.allow_private)
         except ConnectionError as error:
             self.unanswered += 1
             if self.unanswered >= MAX_UNANSWERED:
-                raise InputError(f"{self.unanswered} downloads in a row failed, the last: {error}") from error
+                raise InputError(
+                    f"{self.unanswered} downloads in a row failed, the last of {url}: {error}, then run the same "
+                    "command again"
+                ) from error
             raise
         except OSError:  # an answer too
             self.unanswered = 0

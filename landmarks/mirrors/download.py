@@ -5,44 +5,75 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import requests
-import tenacity
 import urllib3
 from tqdm import tqdm
 
-from landmarks.running.command import InputError, check_stop, stop_event
+from landmarks.mirrors.addresses import PublicAdapter
+from landmarks.mirrors.outages import PATIENCE, Failure, Unanswered, failure_of, persist, receive_answer
+from landmarks.running.command import InputError, check_stop
 
-TRIES = 5
-WAIT = tenacity.wait_random_exponential(multiplier=1, max=20)  # seconds between two tries
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
 MAX_BYTES = 16 * 2**30
-session = requests.Session()
-session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean the file's own bytes
-for scheme in ("http://", "https://"):
-    session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
+MAX_REDIRECTS = 5
+PHOTO_TRIES = 2
+PHOTO_PATIENCE = 60  # seconds that a server's Retry-After may hold up one photo of a list
 CUT = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)  # what reading a body raises when the network fails
-Result = TypeVar("Result")
+REFUSALS = {
+    401: ("the server asks for a name and a password", "put them into ~/.netrc"),
+    403: ("the server forbids it", "check the address and whether it is open to you; S3 says so of a missing file too"),
+    404: ("the server has no such file", "check the address"),
+    410: ("the server has no such file any more", "check the address"),
+}
 
 
-class Transient(Exception):
-    """A failure worth another try: 5xx, 429, time-out, cut or short body."""
+class Absent(InputError):
+    """The server does not give a file: 404, 410, or 403, which S3 says of a missing one too."""
 
 
-def exists(url: str) -> bool:
-    """Whether the server has `url`; a missing key is 404, or 403 on S3. Raises InputError when it does not answer."""
+def _session(adapter: requests.adapters.HTTPAdapter) -> requests.Session:
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # ranges and lengths must mean the file's own bytes
+    session.max_redirects = MAX_REDIRECTS
+    session.hooks["response"].append(_leave_body_of_redirect)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapter)
+    return session
 
-    def ask() -> bool:
+
+def _leave_body_of_redirect(response: requests.Response, **_: object) -> None:
+    """Else requests would read it, however long it is."""
+    if response.is_redirect:
+        response.close()
+
+
+anywhere = _session(requests.adapters.HTTPAdapter(pool_maxsize=64))
+public = _session(PublicAdapter(pool_maxsize=64))
+
+
+def exists(url: str, patience: float = PATIENCE) -> bool:
+    """Whether the server has `url`. Raises InputError when it does not answer."""
+    return not absence(url, patience)
+
+
+def absence(url: str, patience: float = PATIENCE) -> str:
+    """Why the server does not give `url`; empty when it does. Raises InputError when it does not answer."""
+
+    def ask() -> None:
         # Some servers know no HEAD and say so in many ways, so only a GET counts as a no.
-        head = _request("HEAD", url)
-        response = head if head.status_code < 300 else _ask(url, {"Range": "bytes=0-0"})
-        if response is not None:
-            response.close()
-        return response is not None
+        response = _request("HEAD", url)
+        if response.status_code >= 300:
+            response = _ask(url, {"Range": "bytes=0-0"})
+        response.close()
 
-    return _persist(url, ask)
+    try:
+        persist(url, ask, patience)
+    except Absent as reason:
+        return str(reason)
+    return ""
 
 
 def download(
@@ -51,112 +82,91 @@ def download(
     resume: bool = False,
     limit: int = MAX_BYTES,
     check: Callable[[], None] = check_stop,
+    patience: float = PATIENCE,
 ) -> bool:
-    """Download `url` to `path`, which appears only when it is whole; False when the server has no such file.
+    """Download `url` to `path`, which appears only when it is whole; False when the server does not give such a file.
 
     A cut transfer goes on where it was by a Range request; with `resume` also one that an earlier process began.
     What has arrived is kept when it fails.
 
     Args:
         limit: the most bytes to accept.
-        check: called between chunks; what it raises ends the download.
+        check: called between chunks and while waiting; what it raises ends the download.
+        patience: seconds without progress, as of `persist`.
 
     Raises:
-        InputError: after `TRIES` tries without progress, or when the server refuses, or the file is too large.
+        InputError: the patience is at an end, or the server refuses, or the file is too large.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if not resume:
         part.unlink(missing_ok=True)
     transfer = _Transfer(url, part, limit, check)
-    found = _persist(url, transfer.receive, arrived=lambda: _size(part))
-    if found:
-        os.replace(part, path)
-    return found
+    try:
+        persist(url, transfer.receive, patience, arrived=lambda: _size(part), check=check)
+    except Absent:
+        return False
+    os.replace(part, path)
+    return True
 
 
-def read(url: str, limit: int) -> bytes:
-    """The body of `url`.
+def read(url: str, limit: int, allow_private: bool = False) -> bytes:
+    """The body of `url`, a file of at most `limit` bytes.
+
+    Args:
+        allow_private: follow it to private addresses too.
 
     Raises:
-        ConnectionError: no answer, or no whole one, two times in a row.
-        OSError: the server has no such file or refuses, or the body is over `limit` bytes.
+        ConnectionError: no answer, or no whole one, `PHOTO_TRIES` times in a row.
+        OSError: the server has no such file or refuses, or the body is over `limit` bytes, or the address is private.
     """
 
-    def attempt() -> bytes | None:
-        response = _ask(url, {})
-        if response is None:
-            return None
-        with response:
+    def attempt() -> bytes:
+        with _ask(url, {}, anywhere if allow_private else public) as response:
             try:
                 return response.raw.read(limit + 1, decode_content=True)
             except CUT as error:
-                raise Transient(_reason(error)) from error
+                raise failure_of(error) from error
 
     try:
-        body = _persist(url, attempt, tries=2)
+        body = persist(url, attempt, PHOTO_PATIENCE, PHOTO_TRIES)
+    except Unanswered as error:
+        raise ConnectionError(str(error.__cause__)) from error
     except InputError as error:
-        raise (ConnectionError if isinstance(error.__cause__, Transient) else OSError)(str(error)) from error
-    if body is None:
-        raise OSError("the server has no such file")
+        raise OSError(str(error)) from error
     if len(body) > limit:
         raise OSError(f"more than {limit:,} bytes are not accepted")
     return body
 
 
-def _persist(
-    url: str, attempt: Callable[[], Result], tries: int = TRIES, arrived: Callable[[], int] = lambda: 0
-) -> Result:
-    """Call `attempt` until it raises no Transient, or `tries` calls in a row have not raised what `arrived` says."""
-    most, fruitless = arrived(), 0
-
-    def give_up(_state: tenacity.RetryCallState) -> bool:
-        nonlocal most, fruitless
-        now = arrived()
-        fruitless = 0 if now > most else fruitless + 1
-        most = max(most, now)
-        return fruitless >= tries
-
-    retry = tenacity.Retrying(
-        stop=give_up,
-        wait=WAIT,
-        retry=tenacity.retry_if_exception_type(Transient),
-        sleep=tenacity.sleep_using_event(stop_event),
-        reraise=True,
-    )
-    try:
-        return retry(attempt)
-    except Transient as error:
-        raise InputError(
-            f"{url} could not be read, {tries} tries in a row ({error}); check the address and the network, "
-            "then run the same command again: what has arrived is kept"
-        ) from error
-
-
-def _request(method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
-    """One request, its body not read yet. Raises Transient for what another try may mend."""
+def _request(
+    method: str, url: str, headers: dict[str, str] | None = None, session: requests.Session = anywhere
+) -> requests.Response:
+    """One request, its body not read yet. Raises Failure for what another try may mend."""
     check_stop()
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise Transient(_reason(error)) from error
+        raise failure_of(error) from error
+    except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
+        raise InputError(f"{url} cannot be read: only http:// and https:// can ({error})") from error
     except (requests.RequestException, ValueError) as error:  # ValueError: a host's name that no socket accepts
         raise InputError(f"{url} cannot be read: {error}") from error
-    if (response.status_code >= 500 and response.status_code != 501) or response.status_code in (408, 429):
-        response.close()
-        raise Transient(f"HTTP {response.status_code}")
+    receive_answer(url, response)
     return response
 
 
-def _ask(url: str, headers: dict[str, str]) -> requests.Response | None:
-    """The answer to a GET, its body not read yet; None when the server has no such file."""
-    response = _request("GET", url, headers)
-    if response.status_code in (200, 206) or (response.status_code == 416 and headers):
+def _ask(url: str, headers: dict[str, str], session: requests.Session = anywhere) -> requests.Response:
+    """The answer to a GET, its body not read yet. Raises Absent, Failure, or InputError for another refusal."""
+    response = _request("GET", url, headers, session)
+    status = response.status_code
+    if status in (200, 206) or (status == 416 and headers):
         return response
     response.close()
-    if response.status_code in (403, 404, 410):
-        return None
-    raise InputError(f"{url} cannot be read: HTTP {response.status_code}; check the address")
+    cause, advice = REFUSALS.get(status, ("an answer without the file", "check the address"))
+    if status in (403, 404, 410):
+        raise Absent(f"HTTP {status}, {cause}: {advice}")
+    raise InputError(f"{url} cannot be read: HTTP {status}, {cause}; {advice}")
 
 
 @dataclass
@@ -169,16 +179,14 @@ class _Transfer:
     check: Callable[[], None]
     validator: dict[str, str] = field(default_factory=dict)
 
-    def receive(self) -> bool:
-        """Bring `part` to its full length; raise Transient, keeping what arrived, when the transfer ends before."""
+    def receive(self) -> None:
+        """Bring `part` to its full length; raise Failure, keeping what arrived, when the transfer ends before."""
         begin = _size(self.part)
         response = _ask(self.url, {"Range": f"bytes={begin}-", **self.validator} if begin else {})
-        if response is None:
-            return False
         with response:
             if response.status_code == 416:
                 if response.headers.get("Content-Range") == f"bytes */{begin}":
-                    return True
+                    return
                 self._begin_again("the part on disk is longer than the file")
             encoded = response.headers.get("Content-Encoding", "identity") != "identity"
             place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -196,12 +204,11 @@ class _Transfer:
             self.validator = {"If-Range": unchanged} if unchanged else {}
             self._copy_body(response, begin, total, encoded)
         if total is not None and _size(self.part) != total:
-            raise Transient(f"the transfer was cut at {_size(self.part):,} of {total:,} bytes")
-        return True
+            raise Failure(f"the transfer was cut at {_size(self.part):,} of {total:,} bytes")
 
     def _begin_again(self, reason: str) -> NoReturn:
         self.part.unlink(missing_ok=True)
-        raise Transient(reason)
+        raise Failure(reason)
 
     def _copy_body(self, response: requests.Response, begin: int, total: int | None, encoded: bool) -> None:
         name = self.url.rsplit("/", 1)[-1]
@@ -218,14 +225,7 @@ class _Transfer:
                     if file.tell() > self.limit:
                         raise InputError(f"{self.url} sends more than {self.limit:,} bytes, which are not accepted")
             except CUT as error:
-                raise Transient(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one short line: requests wraps it in up to four layers."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return f"{type(error).__name__}: {error}"[:200]
+                raise failure_of(error) from error
 
 
 def _size(path: Path) -> int:

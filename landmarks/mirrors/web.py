@@ -31,7 +31,8 @@ class WebMirror(Mirror):
     left stays for the stream that wants it while there is room. A shard whose md5 differs from the published one is
     downloaded a second time; if it differs again, it is used (train shard 000 of the public mirror has never matched),
     said once and recorded in `cache/md5_mismatches.csv`; with `strict_md5` it is refused. One that is damaged still has
-    the photos before the fault, unless the settings are `strict`.
+    the photos before the fault, unless the settings are `strict`. Once the server has answered it may be away for
+    `patience` seconds at a time.
     """
 
     def __init__(self, url: str, cache: Path, settings: MirrorSettings | None = None):
@@ -42,7 +43,9 @@ class WebMirror(Mirror):
 
     def path(self, relative: str) -> Path | None:
         path = self.cache / relative
-        if not path.is_file() and not download.download(f"{self.url}/{relative}", path):
+        if not path.is_file() and not download.download(
+            f"{self.url}/{relative}", path, patience=self.settings.patience
+        ):
             return None
         with open(path, "rb") as file:
             is_web_page = file.read(100).lstrip().startswith(b"<")
@@ -54,6 +57,10 @@ class WebMirror(Mirror):
         if split not in self._shard_counts:
             self._shard_counts[split] = self._count_shards(split)
         return [f"images_{number:03d}" for number in range(self._shard_counts[split])]
+
+    def absence(self, relative: str) -> str:
+        reason = download.absence(f"{self.url}/{relative}", self.settings.patience)
+        return f" ({reason})" if reason else ""
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
         self._clear_shards(
@@ -97,7 +104,9 @@ class WebMirror(Mirror):
         """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""
 
         def has(number: int) -> bool:
-            return number < MAX_SHARDS and download.exists(f"{self.url}/{split}/images_{number:03d}.tar")
+            return number < MAX_SHARDS and download.exists(
+                f"{self.url}/{split}/images_{number:03d}.tar", self.settings.patience
+            )
 
         if not has(0):
             return 0
@@ -125,8 +134,13 @@ class WebMirror(Mirror):
         expected = self.published_md5(split, name)
         for is_second in (False, True):
             if not path.exists():
-                if not download.download(f"{self.url}/{relative}", path, resume=True, check=check):
-                    raise InputError(f"{self.url}/{relative} is not there any more; check the mirror and run again")
+                if not download.download(
+                    f"{self.url}/{relative}", path, resume=True, check=check, patience=self.settings.patience
+                ):
+                    raise InputError(
+                        f"{self.url}/{relative} is not there any more{self.absence(relative)}; check the mirror and "
+                        "run again"
+                    )
             found = md5(path)
             accepts = not self.settings.strict_md5
             matches = expected in (None, found) or (accepts and found in self._accepted_mismatches())

@@ -84,6 +84,8 @@ class MirrorSettings(Section):
     """shards to download while one is in use; at most this + 1 are on disk"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
+    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000)
+    """how long a mirror at a URL may be away before the run ends (seconds, or like 2h), once it has answered"""
     strict: bool = False
     """end the run at the first damaged shard, instead of using the photos that lie whole before the fault"""
     max_damaged: float = Field(0.05, ge=0, le=1)

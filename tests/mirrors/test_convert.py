@@ -112,7 +112,7 @@ def test_fetch_downloads_shrinks_and_lists_what_failed(tmp_path, serve):
     pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
 
     def fetch():
-        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, threads=4, seed=0)
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, threads=4, seed=0, allow_private=True)
 
     fetch()
     photos = read_all(tmp_path / "out", "train")
@@ -127,9 +127,44 @@ def test_fetch_downloads_shrinks_and_lists_what_failed(tmp_path, serve):
     assert not list(tmp_path.glob("**/evil*"))
 
     (tmp_path / "index.csv").write_text("\n".join(["id,url", *(f"{i},{u}" for i, u, _ in rows[:5])]))
-    convert.fetch(tmp_path / "index.csv", tmp_path / "out", "index", 100, threads=4, seed=0)
+    convert.fetch(tmp_path / "index.csv", tmp_path / "out", "index", 100, threads=4, seed=0, allow_private=True)
     assert len(FolderMirror(tmp_path / "out").ids("index")) == 5
     assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
+
+
+def test_fetch_reads_private_addresses_only_when_it_may(tmp_path, serve, monkeypatch, capsys):
+    server = serve(photos_in(tmp_path / "web", 6))
+    rows = [(identity(n), f"{server.url}/{n}.jpg", 1) for n in range(6)] + [(identity(6), "file:///etc/hostname", 1)]
+    pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+
+    def fetch(out: str, *flags: str) -> pd.DataFrame:
+        monkeypatch.setattr(sys, "argv", ["mirror.py", "fetch", "train.csv", out, *flags])
+        mirrors.main()
+        return pd.read_csv(f"{out}/failed.csv").set_index("url")["reason"]
+
+    with pytest.raises(InputError, match="not one photo could be read; out/failed.csv says why"):
+        fetch("out")
+    assert server.requests == []
+    failed = pd.read_csv("out/failed.csv").set_index("url")["reason"]
+    assert failed.pop("file:///etc/hostname").startswith(
+        "file:///etc/hostname cannot be read: only http:// and https://"
+    )
+    assert len(failed) == 6 and all(
+        "127.0.0.1 is at the private address 127.0.0.1; --allow-private" in r for r in failed
+    )
+    with pytest.raises(InputError, match="private addresses allowed.; give another folder"):
+        fetch("out", "--allow-private")
+    assert fetch("other", "--allow-private").index.tolist() == ["file:///etc/hostname"]
+    assert len(FolderMirror(tmp_path / "other").ids("train")) == 6
+
+
+def test_fetch_refuses_a_proxy_which_would_hide_the_addresses(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("id,url,landmark_id\nabc1,http://photos.test/x,1\n")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="HTTPS_PROXY.*--allow-private"):
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
@@ -149,10 +184,10 @@ def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
 
     monkeypatch.setattr(build, "write_tar", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0, allow_private=True)
     monkeypatch.setattr(build, "write_tar", original)
     server.requests.clear()
-    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0)
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 2, 0, allow_private=True)
     assert len(server.requests) == 6
     assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
 
@@ -160,7 +195,7 @@ def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
 def test_fetch_names_a_wrong_csv(tmp_path):
     (tmp_path / "x.csv").write_text("id,link\na,b\n")
     with pytest.raises(InputError, match="x.csv.*id,url,landmark_id"):
-        convert.fetch(tmp_path / "x.csv", tmp_path / "out", "train", 100, 1, 0)
+        convert.fetch(tmp_path / "x.csv", tmp_path / "out", "train", 100, 1, 0, allow_private=True)
 
 
 @pytest.mark.parametrize("web", [False, True])
@@ -267,7 +302,7 @@ def test_a_mirror_is_never_made_from_two_states_of_its_source(tmp_path, serve):
     (tmp_path / "list.csv").write_text("id,url,landmark_id\nabc1,http://127.0.0.1:9/x,1\n")
     for split in ("train", "divide"):
         with pytest.raises(InputError, match="was begun by"):
-            convert.fetch(tmp_path / "list.csv", tmp_path / "out", split, 100, 1, 0)
+            convert.fetch(tmp_path / "list.csv", tmp_path / "out", split, 100, 1, 0, allow_private=True)
 
 
 def test_fetch_stops_when_the_network_is_gone_and_goes_on_later(tmp_path, serve, monkeypatch):
@@ -278,16 +313,16 @@ def test_fetch_stops_when_the_network_is_gone_and_goes_on_later(tmp_path, serve,
     pd.DataFrame(rows, columns=["id", "url", "landmark_id"]).to_csv(tmp_path / "train.csv", index=False)
     original = convert.download.read
 
-    def cut_off(url, limit):
+    def cut_off(url, limit, allow_private):
         if len(server.requests) > 8:  # within the second of six shards
             raise ConnectionError("no route to host")
-        return original(url, limit)
+        return original(url, limit, allow_private)
 
     monkeypatch.setattr(convert.download, "read", cut_off)
     with pytest.raises(InputError, match="3 downloads in a row failed.*no route"):
-        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+        convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0, allow_private=True)
     monkeypatch.setattr(convert.download, "read", original)
-    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0)
+    convert.fetch(tmp_path / "train.csv", tmp_path / "out", "train", 100, 1, 0, allow_private=True)
     assert len(FolderMirror(tmp_path / "out").ids("train")) == 28
     assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 14
 
@@ -299,7 +334,7 @@ def test_fetch_says_how_many_of_this_list_were_written(tmp_path, serve, capsys):
         (tmp_path / f"{split}.csv").write_text(
             "\n".join(["id,url,landmark_id", *(f"{identity(n)},{url},1" for n in numbers)])
         )
-        convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0)
+        convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0, allow_private=True)
     printed = capsys.readouterr().out
     assert "12 photos written, 0 failed" in printed
     assert "5 photos written, 0 failed" in printed

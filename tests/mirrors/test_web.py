@@ -1,11 +1,14 @@
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import tars
+from conftest import recipe_with, tars
 
+import recognition
+import retrieval
 from landmarks.mirrors.web import WebMirror
 from landmarks.running import command
 from landmarks.running.command import InputError
@@ -20,7 +23,7 @@ def status(code: int):
 def test_the_number_of_shards_is_found_by_asking(count, monkeypatch):
     asked = []
 
-    def exists(url):
+    def exists(url, patience):
         asked.append(url)
         return int(url[-7:-4]) < count
 
@@ -142,6 +145,70 @@ def test_a_stop_request_ends_a_stream(tiny_mirror, serve, tmp_path):
     command.stop_event.set()
     with pytest.raises(command.Stopped):
         list(stream)
+
+
+def test_leaving_a_stream_does_not_wait_for_a_mirror_that_is_away(tiny_mirror, serve, tmp_path, impatient, monkeypatch):
+    def wait(seconds: float) -> None:
+        impatient.now += seconds
+        time.sleep(0.001)
+
+    monkeypatch.setattr(impatient, "wait", wait)
+    server = serve(tiny_mirror)
+    server.faults["/train/images_001.tar"] = [status(503)] * 999
+    stream = WebMirror(server.url, tmp_path, MirrorSettings(patience=1e6)).stream("train", ["images_000", "images_001"])
+    next(stream)
+    while impatient.now < 100:
+        time.sleep(0.001)
+    left = impatient.now
+    stream.close()
+    assert impatient.now - left < 100
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_what_must_be_there_is_named_with_what_the_server_says_of_it(tiny_mirror, serve, tmp_path, code):
+    server = serve(tiny_mirror)
+    mirror = WebMirror(server.url, tmp_path)
+    for path in ("/train/images_000.tar", "/metadata/train.csv"):
+        server.faults[f"HEAD {path}"] = [status(code)] * 9
+        server.faults[path] = [status(code)] * 9
+    with pytest.raises(InputError, match=rf"{server.url} is no mirror.*train/images_000.tar \(HTTP {code}, .* give a"):
+        mirror.require("train")
+    with pytest.raises(InputError, match=rf"{server.url} has no metadata/train.csv.* \(HTTP {code}, .* check the mir"):
+        mirror.train()
+    with pytest.raises(InputError, match=rf"{server.url}/train/images_000.tar is not there any more \(HTTP {code}, "):
+        next(mirror.stream("train", ["images_000"]))
+
+
+def test_a_mirror_is_waited_for_as_long_as_its_patience_lasts(tiny_mirror, serve, tmp_path, impatient):
+    server = serve(tiny_mirror)
+    mirror = WebMirror(server.url, tmp_path, MirrorSettings(patience=500))
+    assert mirror.shard_names("test")
+    for ask in (
+        lambda: mirror.shard_names("train"),
+        lambda: mirror.ids("train"),
+        lambda: next(mirror.stream("test", ["images_000"])),
+        lambda: mirror.absence("train/images_000.tar"),
+    ):
+        impatient.now = 0.0
+        for path in ("HEAD /train/images_000.tar", "/metadata/train.csv", "/test/images_000.tar"):
+            server.faults[path] = [status(503)] * 99
+        with pytest.raises(InputError, match="HTTP 503"):
+            ask()
+        assert impatient.now == pytest.approx(500)
+
+
+@pytest.mark.parametrize("door", [recognition, retrieval])
+def test_the_commands_give_their_patience_to_the_mirror(tmp_path, monkeypatch, door):
+    def require(mirror, *_):
+        raise InputError(f"patience {mirror.settings.patience:g}")
+
+    monkeypatch.setattr(WebMirror, "require", require)
+    recipe_with(work=tmp_path, mirror="http://mirror.test").keep()
+    for name in ("model.keras", "labels.csv"):  # of a trained model
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sys, "argv", ["", "--work", str(tmp_path), "--patience", "2h"])
+    with pytest.raises(InputError, match="patience 7200"):
+        door.main()
 
 
 def test_a_web_page_in_place_of_a_file_means_that_there_is_none(tiny_mirror, serve, tmp_path):

@@ -4,6 +4,7 @@ import sys
 import pytest
 from conftest import recipe_with
 
+from landmarks.mirrors.outages import PATIENCE
 from landmarks.neighbours import penalty
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
@@ -80,6 +81,8 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
 )
 def test_time_limit(text, seconds):
     assert load(["--time-limit", text]).run.time_limit == seconds
+    assert load(["--patience", text]).source.patience == seconds
+    assert load([]).source.patience == PATIENCE == 1800
 
 
 WRONG = [
@@ -90,6 +93,7 @@ WRONG = [
     (["--crop", "1.5"], "--crop.*1.5"),
     (["--learning-rate-steps", "5=0.1"], "learning_rate_steps are for --schedule steps"),
     (["--time-limit", "soon"], "--time-limit.*soon"),
+    (["--patience", "inf"], "--patience.*inf"),
     (["--shards", "3"], "--shards"),
     (["--batch-size", "0"], "--batch-size"),
     (["--recipe", "nonesuch"], "nonesuch.*small"),
