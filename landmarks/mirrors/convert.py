@@ -1,10 +1,7 @@
 """Make a mirror out of something else: a folder per landmark, a list of URLs, a larger mirror."""
 
 import hashlib
-import os
 import shutil
-import sys
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -16,21 +13,32 @@ from tqdm import tqdm
 
 from landmarks.mirrors import download, images
 from landmarks.mirrors.base import SOLUTIONS, SPLITS
-from landmarks.mirrors.build import build_mirror, printable, record_failures, write_csv, write_shard
+from landmarks.mirrors.build import (
+    build_mirror,
+    printable,
+    read_failures,
+    record_failures,
+    write_csv,
+    write_shard,
+)
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES, FolderShard, TarShard, valid_id
+from landmarks.mirrors.summary import summary
+from landmarks.mirrors.survey import require_enough, survey
 from landmarks.running.command import InputError
 from landmarks.running.files import md5, whole
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 METADATA = [
     "train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "non_landmarks", "test",
 ]  # fmt: skip
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
 
-def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int) -> None:
-    """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions."""
+def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int, nested: bool = False) -> None:
+    """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions.
+
+    With `nested` folders at any depth are landmarks, each that holds photos itself.
+    """
     folder, none = folder.resolve(), non_landmarks and non_landmarks.resolve()
     for given in filter(None, (folder, none)):
         if not given.is_dir():
@@ -40,26 +48,13 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     if none and folder.is_relative_to(none):
         raise InputError(f"--non-landmarks {none} holds {folder}; give a folder beside or in it")
 
-    others = _photos_below(none) if none else []
-    landmarks = dict(enumerate(sorted(path for path in folder.iterdir() if path.is_dir() and path != none), 1))
-    taken = set(others)
-    found = [
-        (path, number) for number, place in landmarks.items() for path in _photos_below(place) if path not in taken
-    ]
-    if not found:
-        raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(PHOTO_SUFFIXES))}): one per landmark")
-    _name_other_files(filter(None, (folder, none)), taken.union(path for path, _ in found))
-
-    photos = pd.DataFrame(found + [(path, pd.NA) for path in others], columns=["url", "landmark_id"])
-    photos = photos.astype({"landmark_id": "Int64"})
-    # A photo's id follows from its place; the slash keeps those of no landmark apart from a landmark's of that name.
-    places = [path.relative_to(folder).as_posix() for path, _ in found]
-    places += [f"/{path.relative_to(none).as_posix()}" for path in others]
-    photos["id"] = [hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest() for place in places]
-    photos["url"] = photos["url"].astype(str)
-    digest = hashlib.md5(photos[["id", "landmark_id"]].to_csv().encode(), usedforsecurity=False).hexdigest()
+    found = survey(folder, none, nested)
+    photos = _divide(found.photos, seed)
+    digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
     _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
-    build_mirror(_divide(photos, seed), _read_as_jpeg, out, {number: path.name for number, path in landmarks.items()})
+    record_failures(out, found.passed_over)
+    written = build_mirror(photos, _read_as_jpeg, out, found.categories)
+    print(summary(out.name, written, read_failures(out)["reason"]))
 
 
 def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) -> None:
@@ -72,11 +67,14 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
+    if split == "divide":
+        require_enough(photos, str(csv))
     _claim(
         out,
         f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}",
         SPLITS if split == "divide" else [split],
     )
+    listed = photos["id"].map(printable)
     useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
     if split == "train":
         useless |= photos["landmark_id"].isna()
@@ -84,7 +82,9 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
                            photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
     photos = photos[~useless]
     photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)
-    build_mirror(photos, _Fetching(size), out, threads=threads)
+    written = build_mirror(photos, _Fetching(size), out, threads=threads)
+    failures = read_failures(out)  # of an index that was fetched into the same mirror, too
+    print(summary(out.name, written, failures.loc[failures["id"].isin(listed), "reason"]))
 
 
 class _Fetching:
@@ -179,25 +179,6 @@ def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
             part.write_bytes(stated)
 
 
-def _photos_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-
-
-def _name_other_files(folders: Iterable[Path], photos: set[Path]) -> None:
-    others = {path for folder in folders for path in folder.rglob("*") if path.is_file()} - photos
-    if others:
-        kinds = Counter(path.suffix.lower() or path.name for path in others)
-        counts = ", ".join(f"{printable(kind)} {count}" for kind, count in sorted(kinds.items()))[:200]
-        print(
-            f"warning: {len(others)} files are passed over ({counts}); a photo is {', '.join(sorted(PHOTO_SUFFIXES))} "
-            "in a landmark's folder",
-            file=sys.stderr,
-        )
-
-
 def _read_as_jpeg(path: str) -> bytes:
-    if Path(path).stat().st_size > MAX_PHOTO_BYTES:
-        raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
     data = Path(path).read_bytes()
-    images.decode(data, 64)
     return data if data.startswith(b"\xff\xd8") else images.shrink(data, images.MAX_PIXELS)
