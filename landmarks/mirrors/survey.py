@@ -16,7 +16,8 @@ from landmarks.mirrors.summary import kinds
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.threads import in_threads
 
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"} | HEIF_SUFFIXES
 FOLDERS_NAMED = 3
 
 
@@ -121,6 +122,8 @@ def _reason_to_pass_over(path: Path) -> str | None:
         return "a link to a folder, or to nothing"
     if not suffix:
         return f"no photo's suffix ({path.name})"
+    if suffix in HEIF_SUFFIXES and "HEIF" not in images.FORMATS:
+        return f"{suffix} needs `pip install pillow-heif`"
     return None if suffix in SUFFIXES else f"no photo's suffix: {suffix}"
 
 

@@ -1,16 +1,21 @@
+import io
 import os
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import jpeg, photos_in
+from PIL import Image
 
 import mirror as mirrors
+from landmarks.mirrors import convert, images
 from landmarks.mirrors import survey as surveys
 from landmarks.mirrors.base import SPLITS
 from landmarks.mirrors.folder import FolderMirror
+from landmarks.mirrors.shards import TarShard
 from landmarks.mirrors.survey import survey
 from landmarks.running import command
 from landmarks.running.command import InputError
@@ -168,3 +173,27 @@ def test_a_landmarks_folder_may_be_a_link(tmp_path):
     photos_in(tmp_path / "mine/Gate", 3, 10)
     (tmp_path / "mine/Tower").symlink_to(tmp_path / "elsewhere")
     assert landmarks_of(survey(tmp_path / "mine", None, False)) == {"Gate": 3, "Tower": 3}
+
+
+def test_heic_is_named_with_what_it_needs_where_that_is_missing(tmp_path, monkeypatch):
+    photos_in(tmp_path / "Tower", 3)
+    photos_in(tmp_path / "Gate", 3, 10)
+    (tmp_path / "Gate/phone.HEIC").write_bytes(b"")
+    monkeypatch.setattr(images, "FORMATS", tuple(name for name in images.FORMATS if name != "HEIF"))
+    (passed_over,) = survey(tmp_path, None, False).passed_over
+    assert passed_over[1:] == (str(tmp_path / "Gate/phone.HEIC"), ".heic needs `pip install pillow-heif`")
+
+
+def test_heic_becomes_a_photo_of_its_landmark(tmp_path):
+    pytest.importorskip("pillow_heif", reason="pip install pillow-heif, for photos of phones")
+    photos_in(tmp_path / "mine/Tower", 3)
+    photos_in(tmp_path / "mine/Gate", 3, 10)
+    Image.open(io.BytesIO(jpeg(20, (90, 60)))).save(tmp_path / "mine/Gate/phone.HEIC", "HEIF")
+    convert.import_folder(tmp_path / "mine", tmp_path / "out", None, 0)
+    photos = []
+    for path in (tmp_path / "out").glob("*/*.tar"):
+        with closing(TarShard(path)) as shard:
+            photos += map(shard.read, shard.ids)
+    assert len(photos) == 7
+    assert all(data.startswith(b"\xff\xd8") for data in photos)
+    assert any(Image.open(io.BytesIO(data)).size == (90, 60) for data in photos)
