@@ -53,6 +53,10 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
     _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
     record_failures(out, found.passed_over)
+    near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])
+    if len(near):
+        near = near.assign(group=near.groupby("group").ngroup(), url=near["url"].map(printable))
+        write_csv(out / "near_duplicates.csv", near[["group", "id", "url", "landmark_id", "split"]])
     written = build_mirror(photos, _read_as_jpeg, out, found.categories)
     print(summary(out.name, written, read_failures(out)["reason"]))
 
@@ -68,7 +72,7 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int) 
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
     if split == "divide":
-        require_enough(photos, str(csv))
+        require_enough(photos["landmark_id"], str(csv))
     _claim(
         out,
         f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}",
@@ -144,21 +148,24 @@ def _shrink_photo(shard: TarShard | FolderShard, size: int, identity: str) -> by
 def _divide(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Add `split`: of each landmark a fifth test and a fifth index, at least one each from 3 photos on, the rest train.
 
-    Photos of no landmark are two thirds test, one third index.
+    Photos of no landmark are two thirds test, one third index. Photos of a `group`, if there are any, count as one and
+    stay together, lest the answer to a test photo is learnt; large groups go to train, those of no landmark to test.
     """
     generator = np.random.default_rng(seed)
     photos = photos.sort_values("id").reset_index(drop=True)
-    split = pd.Series("train", index=photos.index)
-    for landmark, rows in photos.groupby("landmark_id", dropna=False):
-        order = generator.permutation(rows.index)
+    group = photos.get("group", photos["id"])
+    splits: dict = {}
+    for landmark, rows in group.groupby(photos["landmark_id"], dropna=False):
+        sizes = rows.groupby(rows, sort=False).size()
+        order = sizes.iloc[generator.permutation(len(sizes))].sort_values(kind="stable").index
         if pd.isna(landmark):
-            split[order] = "test"
-            split[order[: len(order) // 3]] = "index"
+            parts = {"index": len(order) // 3, "test": len(order)}
         else:
             share = max(round(0.2 * len(order)), 1)
-            split[order[:share]] = "test" if len(order) > 1 else "train"
-            split[order[share : 2 * share]] = "index" if len(order) > 2 else "train"
-    return photos.assign(split=split)
+            parts = {"test": share * (len(order) > 1), "index": share * (len(order) > 2), "train": len(order)}
+        names = [split for split, number in parts.items() for _ in range(number)]
+        splits.update(zip(order, names, strict=False))  # the last split takes the rest
+    return photos.assign(split=group.map(splits))
 
 
 def _claim(out: Path, what: str, splits: Iterable[str]) -> None:

@@ -20,23 +20,25 @@ def summary(name: str, photos: pd.DataFrame, reasons: Iterable[str]) -> str:
     """The landmarks, the photos by split, and what was passed over and why: a line each, under the mirror's name.
 
     Args:
-        photos: what was written: `landmark_id` (NA: of no landmark) and `split`.
+        photos: what was written: `landmark_id` (NA: of no landmark), `split` and maybe `group`, as `Survey.photos`.
         reasons: one for each file that was passed over.
     """
     counts = photos["split"].value_counts()
     splits = photos.groupby("landmark_id")["split"].nunique()
     passed_over = kinds(reasons)
+    none = photos["landmark_id"].isna().sum()
+    incomplete = (splits < len(SPLITS)).sum() if len(counts) == len(SPLITS) else 0
+    alike = photos["group"].duplicated(keep=False).sum() if "group" in photos else 0
     lines = [
         ("landmarks", len(splits)),
-        ("  without a test or index photo", (splits < len(SPLITS)).sum() if len(counts) == len(SPLITS) else 0),
+        *([("  without a test or index photo", incomplete)] if incomplete else []),
         ("photos", len(photos)),
         *((f"  {split}", counts.get(split, 0)) for split in SPLITS),
-        ("  of no landmark, among these", photos["landmark_id"].isna().sum()),
-        ("passed over, see failed.csv" if passed_over else "passed over", sum(count for _, count in passed_over)),
+        *([("  of no landmark, among these", none)] if none else []),
+        *([("  near-duplicates, kept together (near_duplicates.csv)", alike)] if alike else []),
+        ("passed over (failed.csv)" if passed_over else "passed over", sum(count for _, count in passed_over)),
         *((f"  {kind}", count) for kind, count in passed_over),
     ]
-    optional = {"  without a test or index photo", "  of no landmark, among these"}
-    lines = [(what, f"{count:,}") for what, count in lines if count or what not in optional]
     width = max(len(what) for what, _ in lines)
-    digits = max(len(count) for _, count in lines)
-    return "\n".join([f"{name}:", *(f"  {what:<{width}}  {count:>{digits}}" for what, count in lines)])
+    digits = max(len(f"{count:,}") for _, count in lines)
+    return "\n".join([f"{name}:", *(f"  {what:<{width}}  {count:>{digits},}" for what, count in lines)])

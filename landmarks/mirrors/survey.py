@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from landmarks.mirrors import images
+from landmarks.mirrors import duplicates, images
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES
 from landmarks.mirrors.summary import kinds
@@ -25,8 +26,9 @@ FOLDERS_NAMED = 3
 class Survey:
     """What is found in a folder of photos per landmark.
 
-    `photos` has `id` (str), `url` (str: the path) and `landmark_id` (Int64, NA for a photo of no landmark),
-    `categories` the landmarks' names, and `passed_over` an (id, path, reason) for all else.
+    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark) and, once they
+    have been looked at, `group` (int: alike for near-duplicates); `categories` has the landmarks' names, `passed_over`
+    an (id, path, reason) for all else.
     """
 
     photos: pd.DataFrame
@@ -47,26 +49,28 @@ def survey(folder: Path, none: Path | None, nested: bool) -> Survey:
         raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(SUFFIXES))}): one per landmark")
     _require(found, folder, none)  # before the hour that reading may take
     _leave_out_unreadable(found)
+    _leave_out_copies(found)
     _require(found, folder, none)
     return found
 
 
-def require_enough(photos: pd.DataFrame, source: str) -> None:
-    """Raise InputError unless there are two landmarks to tell apart, and train, index and test photos come out."""
-    counts = photos["landmark_id"].value_counts()
+def require_enough(landmarks: pd.Series, source: str) -> None:
+    """Raise InputError unless photos of these landmarks, one each, are of two and make train, index and test."""
+    counts = landmarks.value_counts()
     if len(counts) < 2:
         raise InputError(f"{source}: fewer than two landmarks have photos; give photos of two landmarks or more")
     if counts.max() < 3:
         raise InputError(
-            f"{source}: no landmark has 3 photos, so no index or no test photo would come out; give 4 or more of each: "
-            "3 make one each of train, index and test, and training takes 2 train photos"
+            f"{source}: no landmark has 3 photos that differ, so no index or no test photo would come out; give 4 or "
+            "more of each: 3 make one each of train, index and test, and training takes 2 train photos"
         )
 
 
 def _require(found: Survey, folder: Path, none: Path | None) -> None:
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds(reason for _, _, reason in found.passed_over))
     left_out = f" without what is passed over ({reasons})" if reasons else ""
-    require_enough(found.photos, f"{folder}{left_out}")
+    different = found.photos.drop_duplicates("group") if "group" in found.photos else found.photos
+    require_enough(different["landmark_id"], f"{folder}{left_out}")
     if none and not found.photos["landmark_id"].isna().any():
         raise InputError(
             f"--non-landmarks {none}{left_out}: no photo is there; give a folder of photos that show no landmark, "
@@ -132,21 +136,45 @@ def _identity(name: str) -> str:
 
 
 def _leave_out_unreadable(found: Survey) -> None:
-    photos, faults = found.photos, []
-    for fault in tqdm(in_threads(_fault, photos["url"], ahead=256), "looking through", len(photos), unit=" photos"):
-        check_stop()
-        faults.append(fault)
-    found.passed_over += [row for row in zip(photos["id"], photos["url"], faults, strict=True) if row[2]]
-    found.photos = photos[[fault is None for fault in faults]]
+    photos = found.photos
+    results = tqdm(in_threads(_look, photos["url"], ahead=256), "looking through", len(photos), unit=" photos")
+    looks = pd.DataFrame(list(results), photos.index, ["bytes", "hash", "fault"])
+    unreadable = looks["fault"].notna()
+    found.passed_over += zip(
+        photos["id"][unreadable], photos["url"][unreadable], looks["fault"][unreadable], strict=True
+    )
+    found.photos = photos.join(looks[["bytes", "hash"]])[~unreadable]
 
 
-def _fault(path: str) -> str | None:
+def _look(path: str) -> tuple[int, np.uint64, str | None]:
+    """A photo's bytes and perceptual hash, or why it cannot be read."""
+    check_stop()
     try:
         if Path(path).stat().st_size > MAX_PHOTO_BYTES:
-            return f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
-        images.open_photo(Path(path).read_bytes(), 64)
+            return 0, np.uint64(0), f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
+        data = Path(path).read_bytes()
+        return len(data), duplicates.perceptual_hash(images.open_photo(data, 64), data), None
     except OSError as error:
-        return error.strerror or str(error)
+        return 0, np.uint64(0), error.strerror or str(error)
     except UnreadablePhoto as error:
-        return str(error)
-    return None
+        return 0, np.uint64(0), str(error)
+
+
+def _leave_out_copies(found: Survey) -> None:
+    """Of the copies of a photo the largest file stays, none where two have different labels; and `group` is added."""
+    photos = found.photos.sort_values("bytes", ascending=False, kind="stable")
+    photos["label"] = photos["landmark_id"].fillna(0).astype(int)
+    photos["copy"] = duplicates.groups(photos["hash"].to_numpy(), duplicates.COPY, np.zeros(len(photos), int))
+    left_out = []
+    for _, copies in photos[photos["copy"].duplicated(keep=False)].groupby("copy"):
+        largest = copies.drop_duplicates("label")
+        for copy in copies.itertuples():
+            others = largest["url"][largest["label"] != copy.label]
+            if len(others):
+                left_out.append((copy.id, copy.url, f"the same photo has another label ({others.iloc[0]})"))
+            elif copy.url != largest["url"].iloc[0]:
+                left_out.append((copy.id, copy.url, f"a copy of a photo of its landmark ({largest['url'].iloc[0]})"))
+    found.passed_over += left_out
+    photos = photos[~photos["id"].isin([identity for identity, _, _ in left_out])]
+    group = duplicates.groups(photos["hash"].to_numpy(), duplicates.NEAR_DUPLICATE, photos["label"].to_numpy())
+    found.photos = photos[["id", "url", "landmark_id"]].assign(group=group).sort_index()

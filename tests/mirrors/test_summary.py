@@ -21,10 +21,18 @@ def test_the_table_says_what_was_made_and_what_was_not():
         "    index                              2",
         "    test                               4",
         "    of no landmark, among these        3",
-        "  passed over, see failed.csv          3",
+        "  passed over (failed.csv)             3",
         "    not a photo                        2",
         "    no photo's suffix: .txt            1",
     ]
+
+
+def test_the_table_counts_near_duplicates():
+    table = photos(a="tttie", b="tie")
+    assert "near-duplicates" not in summary("mine", table.assign(group=range(8)), [])
+    assert summary("mine", table.assign(group=[1, 1, 2, 3, 4, 5, 6, 5]), []).split("\n")[6] == (
+        "    near-duplicates, kept together (near_duplicates.csv)  4"
+    )
 
 
 def test_a_split_alone_lacks_no_test_or_index_photo():

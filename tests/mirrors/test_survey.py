@@ -5,13 +5,14 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import jpeg, photos_in
 from PIL import Image
 
 import mirror as mirrors
-from landmarks.mirrors import convert, images
+from landmarks.mirrors import convert, duplicates, images
 from landmarks.mirrors import survey as surveys
 from landmarks.mirrors.base import SPLITS
 from landmarks.mirrors.folder import FolderMirror
@@ -19,6 +20,7 @@ from landmarks.mirrors.shards import TarShard
 from landmarks.mirrors.survey import survey
 from landmarks.running import command
 from landmarks.running.command import InputError
+from landmarks.sample.photos import photo as sample_photo
 
 
 def landmarks_of(found) -> dict[str, int]:
@@ -197,3 +199,133 @@ def test_heic_becomes_a_photo_of_its_landmark(tmp_path):
     assert len(photos) == 7
     assert all(data.startswith(b"\xff\xd8") for data in photos)
     assert any(Image.open(io.BytesIO(data)).size == (90, 60) for data in photos)
+
+
+def reasons_of(found, root: Path) -> dict[str, str]:
+    return {os.path.relpath(path, root): reason.replace(f"{root}/", "") for _, path, reason in found.passed_over}
+
+
+def reencoded(data: bytes, **options) -> bytes:
+    encoded = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(encoded, "JPEG", **options)
+    return encoded.getvalue()
+
+
+def test_the_same_photo_in_two_landmarks_is_left_out_of_both_and_named(tmp_path):
+    for number, name in enumerate(("Tower", "Gate", "none")):
+        photos_in(tmp_path / name, 4, 10 * number)
+    for name in ("mine/Tower", "mine/Gate"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / Path(name).name).rename(tmp_path / name)
+    photo = sample_photo("sample:0/1/0")
+    for name, data in {"mine/Tower/x.jpg": photo, "mine/Gate/y.jpg": reencoded(photo, quality=50)}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "none/z.jpg").write_bytes((tmp_path / "mine/Gate/0.jpg").read_bytes())
+    found = survey(tmp_path / "mine", tmp_path / "none", False)
+    assert reasons_of(found, tmp_path) == {
+        "mine/Tower/x.jpg": "the same photo has another label (mine/Gate/y.jpg)",
+        "mine/Gate/y.jpg": "the same photo has another label (mine/Tower/x.jpg)",
+        "mine/Gate/0.jpg": "the same photo has another label (none/z.jpg)",
+        "none/z.jpg": "the same photo has another label (mine/Gate/0.jpg)",
+    }
+    assert landmarks_of(found) == {"Gate": 3, "Tower": 4, "": 4}
+
+
+def test_of_the_same_photo_twice_in_a_landmark_the_larger_file_stays(tmp_path):
+    photos_in(tmp_path / "Tower", 3)
+    photos_in(tmp_path / "Gate", 3, 10)
+    photo = sample_photo("sample:0/1/0")
+    (tmp_path / "Gate/a.jpg").write_bytes(reencoded(photo, quality=50))
+    (tmp_path / "Gate/b.jpg").write_bytes(photo)
+    (tmp_path / "Gate/c.jpg").write_bytes(photo)
+    found = survey(tmp_path, None, False)
+    assert reasons_of(found, tmp_path) == {
+        name: "a copy of a photo of its landmark (Gate/b.jpg)" for name in ("Gate/a.jpg", "Gate/c.jpg")
+    }
+    assert found.photos["url"].str.endswith("Gate/b.jpg").sum() == 1
+
+
+def test_copies_do_not_count_as_the_photos_that_a_landmark_needs(tmp_path, monkeypatch, capsys):
+    photos_in(tmp_path / "mine/Tower", 2)
+    photos_in(tmp_path / "mine/Gate", 2, 10)
+    (tmp_path / "mine/Gate/copy.jpg").write_bytes((tmp_path / "mine/Gate/0.jpg").read_bytes())
+    code, _, errors = run_import(monkeypatch, capsys, f"{tmp_path}/mine", f"{tmp_path}/out")
+    assert code == 2
+    assert "1 a copy of a photo of its landmark" in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def hashes(monkeypatch) -> dict[bytes, int]:
+    """The perceptual hashes of photos that are to have others than their own."""
+    given: dict[bytes, int] = {}
+    perceptual_hash = duplicates.perceptual_hash
+    monkeypatch.setattr(
+        duplicates, "perceptual_hash", lambda image, data: np.uint64(given.get(data) or perceptual_hash(image, data))
+    )
+    return given
+
+
+def make_pairs(folder: Path, hashes: dict[bytes, int]) -> None:
+    """Of photos 0 to 11 let 0 and 1, 2 and 3, ... be near-duplicates: four bits are apart."""
+    for number in range(12):
+        base = (number // 2 + 1) * 0x0F0E_1357_9BDF_2468 % 2**60
+        hashes[(folder / f"{number}.jpg").read_bytes()] = base ^ (15 * (number % 2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_duplicates_of_a_landmark_stay_in_one_split_and_are_named(tmp_path, monkeypatch, capsys, hashes, seed):
+    photos_in(tmp_path / "mine/Tower", 10)
+    photos_in(tmp_path / "mine/Gate", 12, 20)
+    make_pairs(tmp_path / "mine/Gate", hashes)
+    code, table, _ = run_import(monkeypatch, capsys, f"{tmp_path}/mine", f"{tmp_path}/out", "--seed", str(seed))
+    assert code == 0
+    assert re.search(r"near-duplicates, kept together \(near_duplicates.csv\) +12$", table, re.MULTILINE)
+    near = pd.read_csv(tmp_path / "out/near_duplicates.csv")
+    assert sorted(near["url"]) == sorted(map(str, (tmp_path / "mine/Gate").iterdir()))
+    for number in range(0, 12, 2):
+        pair = near[near["url"].str.contains(rf"/(?:{number}|{number + 1})\.jpg$")]
+        assert (pair["group"].nunique(), pair["split"].nunique()) == (1, 1)
+        assert set(pair["id"]) <= set(FolderMirror(tmp_path / "out").ids(pair["split"].iloc[0]))
+    assert near["split"].value_counts().to_dict() == {"train": 8, "index": 2, "test": 2}
+
+
+def test_a_mirror_is_never_made_from_photos_that_are_divided_otherwise_than_before(tmp_path, hashes):
+    photos_in(tmp_path / "mine/Tower", 4)
+    photos_in(tmp_path / "mine/Gate", 12, 20)
+    convert.import_folder(tmp_path / "mine", tmp_path / "out", None, 0)
+    make_pairs(tmp_path / "mine/Gate", hashes)
+    with pytest.raises(InputError, match="was begun by"):
+        convert.import_folder(tmp_path / "mine", tmp_path / "out", None, 0)
+
+
+def test_near_duplicates_are_one_of_the_photos_that_a_landmark_needs(tmp_path, hashes):
+    for number, name in enumerate(("Tower", "Gate")):
+        for place, path in enumerate(sorted(photos_in(tmp_path / name, 3, 10 * number).iterdir())):
+            hashes[path.read_bytes()] = (number + 1) * 0x0F0E_1357_9BDF_2468 % 2**60 ^ (7 << 4 * place)
+    with pytest.raises(InputError, match="no landmark has 3 photos that differ"):
+        survey(tmp_path, None, False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_photos_of_one_moment_go_to_train(tmp_path, monkeypatch, capsys, hashes, seed):
+    photos_in(tmp_path / "mine/Tower", 4)
+    photos_in(tmp_path / "mine/Gate", 30, 20)
+    for number in range(25):
+        hashes[(tmp_path / f"mine/Gate/{number}.jpg").read_bytes()] = 1 << 60 | 15 << 2 * number
+    code, _, _ = run_import(monkeypatch, capsys, f"{tmp_path}/mine", f"{tmp_path}/out", "--seed", str(seed))
+    assert code == 0
+    near = pd.read_csv(tmp_path / "out/near_duplicates.csv")
+    assert near["split"].tolist() == ["train"] * 25
+
+
+@pytest.mark.parametrize(("bits", "left_out"), [(0b11, 2), (0b1111, 0)])
+def test_photos_of_two_landmarks_are_the_same_only_within_two_bits(tmp_path, hashes, bits, left_out):
+    photos_in(tmp_path / "Tower", 4)
+    photos_in(tmp_path / "Gate", 4, 20)
+    for name, flipped in (("Tower", 0), ("Gate", bits)):
+        hashes[(tmp_path / name / "0.jpg").read_bytes()] = 1 << 60 ^ flipped
+    found = survey(tmp_path, None, False)
+    assert len(found.passed_over) == left_out
+    assert len(found.photos) == 8 - left_out
+    assert found.photos["group"].is_unique
