@@ -20,7 +20,12 @@ def main() -> int | None:
     parser = command.Parser(description="Make, shrink and check mirrors.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    importing = commands.add_parser("import", help="a folder per landmark becomes a mirror with solutions")
+    importing = commands.add_parser(
+        "import", help="a folder per landmark becomes a mirror with solutions",
+        description="All photos are looked through before one is written. A table says what was made; failed.csv "
+        "names what was passed over and why: what cannot be read, the same photo once more, or both where it lies in "
+        "two landmarks. Near-duplicates stay in one split (near_duplicates.csv). HEIC needs `pip install pillow-heif`.",
+    )  # fmt: skip
     importing.add_argument("folder", type=Path, help="holds one folder of photos a landmark; its name is the category")
     importing.add_argument("out", type=Path)
     importing.add_argument("--non-landmarks", type=Path, help="a folder of photos that show no landmark")

@@ -26,9 +26,8 @@ FOLDERS_NAMED = 3
 class Survey:
     """What is found in a folder of photos per landmark.
 
-    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark) and, once they
-    have been looked at, `group` (int: alike for near-duplicates); `categories` has the landmarks' names, `passed_over`
-    an (id, path, reason) for all else.
+    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark) and `group`
+    (int: alike for near-duplicates), `categories` the landmarks' names, `passed_over` (id, path, reason) of all else.
     """
 
     photos: pd.DataFrame
@@ -69,8 +68,7 @@ def require_enough(landmarks: pd.Series, source: str) -> None:
 def _require(found: Survey, folder: Path, none: Path | None) -> None:
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds(reason for _, _, reason in found.passed_over))
     left_out = f" without what is passed over ({reasons})" if reasons else ""
-    different = found.photos.drop_duplicates("group") if "group" in found.photos else found.photos
-    require_enough(different["landmark_id"], f"{folder}{left_out}")
+    require_enough(found.photos.drop_duplicates("group")["landmark_id"], f"{folder}{left_out}")
     if none and not found.photos["landmark_id"].isna().any():
         raise InputError(
             f"--non-landmarks {none}{left_out}: no photo is there; give a folder of photos that show no landmark, "
@@ -108,6 +106,7 @@ def _list_files(folder: Path, none: Path | None, nested: bool) -> Survey:
     numbers = {landmark: number for number, landmark in enumerate(landmarks, 1)}
     table = pd.DataFrame(photos, columns=["id", "url", "landmark_id"])
     table["landmark_id"] = table["landmark_id"].map(numbers).astype("Int64")
+    table["group"] = range(len(table))
     categories = {number: landmark.relative_to(folder).as_posix() for landmark, number in numbers.items()}
     return Survey(table, categories, passed_over)
 
@@ -161,7 +160,7 @@ def _look(path: str) -> tuple[int, np.uint64, str | None]:
 
 
 def _leave_out_copies(found: Survey) -> None:
-    """Of the copies of a photo the largest file stays, none where two have different labels; and `group` is added."""
+    """Of the copies of a photo the largest file stays, none where two have different labels; near ones are a group."""
     photos = found.photos.sort_values("bytes", ascending=False, kind="stable")
     photos["label"] = photos["landmark_id"].fillna(0).astype(int)
     photos["copy"] = duplicates.groups(photos["hash"].to_numpy(), duplicates.COPY, np.zeros(len(photos), int))
