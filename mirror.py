@@ -1,10 +1,10 @@
 """Where photos live: a mirror of the Google Landmarks layout at a URL, in a folder, or the built-in sample.
 
-python mirror.py import FOLDER OUT [--non-landmarks FOLDER]     a folder per landmark becomes a mirror
-python mirror.py fetch CSV OUT [--split train] [--size 512]     the 2018 form: id,url,landmark_id
-python mirror.py shrink MIRROR OUT --size 256                   a small local copy
-python mirror.py check MIRROR                                   read every shard and report each fault
-python mirror.py sample OUT [--seed 0]                          the built-in sample, in a folder of its own
+python mirror.py import FOLDER OUT [--non-landmarks FOLDER] [--nested]   a folder per landmark becomes a mirror
+python mirror.py fetch CSV OUT [--split train] [--size 512]              the 2018 form: id,url,landmark_id
+python mirror.py shrink MIRROR OUT --size 256                            a small local copy
+python mirror.py check MIRROR                                            read every shard and report each fault
+python mirror.py sample OUT [--seed 0]                                   the built-in sample, in a folder of its own
 """
 
 from collections.abc import Callable
@@ -21,10 +21,19 @@ def main() -> int | None:
     parser = command.Parser(description="Make, shrink and check mirrors.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    importing = commands.add_parser("import", help="a folder per landmark becomes a mirror with solutions")
+    importing = commands.add_parser(
+        "import", help="a folder per landmark becomes a mirror with solutions",
+        description="All photos are looked through before one is written. A table says what was made; failed.csv "
+        "names what was passed over and why: what cannot be read, the same photo once more, or both where it lies in "
+        "two landmarks. Near-duplicates stay in one split (near_duplicates.csv). HEIC needs `pip install pillow-heif`.",
+    )  # fmt: skip
     importing.add_argument("folder", type=Path, help="holds one folder of photos a landmark; its name is the category")
     importing.add_argument("out", type=Path)
     importing.add_argument("--non-landmarks", type=Path, help="a folder of photos that show no landmark")
+    importing.add_argument(
+        "--nested", action="store_true",
+        help="landmarks may lie deeper: each folder that holds photos is one, and its path the category",
+    )  # fmt: skip
     importing.add_argument(
         "--seed", type=at_least(0), default=0, help="of the split into train, index and test (default 0)"
     )

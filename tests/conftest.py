@@ -46,6 +46,14 @@ def jpeg(seed: int, size=(40, 30), **options) -> bytes:
     return encoded.getvalue()
 
 
+def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
+    """A folder of that many photos, no two of them alike."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(jpeg(seed + number))
+    return folder
+
+
 def identity(number: int) -> str:
     """A 16-digit id; ids in order of number are not in order of their digits."""
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"

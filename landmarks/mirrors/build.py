@@ -27,8 +27,10 @@ def build_mirror(
     out: Path,
     categories: dict[int, str] | None = None,
     threads: int | None = None,
-) -> None:
+) -> pd.DataFrame:
     """Write photos as a mirror, shard by shard; a second call with the same photos goes on after the last whole shard.
+
+    Returns the photos that are in it: all but those that could not be loaded.
 
     Where there are test and index photos, the solutions are written too: a third of the test photos is Public.
 
@@ -59,10 +61,9 @@ def build_mirror(
     }
     if not present:
         raise InputError(f"not one photo could be read; {out / 'failed.csv'} says why of each")
-    _write_tables(photos[photos["id"].isin(present)], out, categories or {})
-    failed = len(photos) - len(present)
-    name = out.name.removeprefix("part-")  # the sample is renamed when it is whole
-    print(f"{name}: {len(present):,} photos written, {failed:,} failed" + " (listed in failed.csv)" * bool(failed))
+    photos = photos[photos["id"].isin(present)]
+    _write_tables(photos, out, categories or {})
+    return photos
 
 
 def write_shard(
@@ -140,6 +141,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def record_failures(out: Path, failures: list[tuple[str, str, str]]) -> None:
+    """Add each (id, url, reason) to `out/failed.csv`, unless its id and url are in there."""
     if not failures:
         return
     path = out / "failed.csv"
@@ -152,6 +154,13 @@ def record_failures(out: Path, failures: list[tuple[str, str, str]]) -> None:
         writer = csv.writer(file)
         writer.writerows([] if known else [["id", "url", "reason"]])
         writer.writerows(row for row in rows if tuple(row[:2]) not in known)
+
+
+def read_failures(out: Path) -> pd.DataFrame:
+    """All that `record_failures` has noted: `id`, `url` and `reason`."""
+    path = out / "failed.csv"
+    columns = ["id", "url", "reason"]
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=columns)
 
 
 def printable(text: str) -> str:

@@ -1,10 +1,7 @@
 """Make a mirror out of something else: a folder per landmark, a list of URLs, a larger mirror."""
 
 import hashlib
-import os
 import shutil
-import sys
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -17,21 +14,33 @@ from tqdm import tqdm
 from landmarks.mirrors import download, images
 from landmarks.mirrors.addresses import require_no_proxy
 from landmarks.mirrors.base import SOLUTIONS, SPLITS
-from landmarks.mirrors.build import build_mirror, printable, record_failures, write_csv, write_shard
+from landmarks.mirrors.build import (
+    build_mirror,
+    printable,
+    read_failures,
+    record_failures,
+    write_csv,
+    write_shard,
+)
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
+from landmarks.mirrors.summary import summary
+from landmarks.mirrors.survey import require_enough, survey
 from landmarks.running.command import InputError
 from landmarks.running.files import md5, whole
+from landmarks.running.locks import held
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 METADATA = [
     "train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "non_landmarks", "test",
 ]  # fmt: skip
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
 
-def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int) -> None:
-    """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions."""
+def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int, nested: bool = False) -> None:
+    """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions.
+
+    With `nested` folders at any depth are landmarks, each that holds photos itself.
+    """
     folder, none = folder.resolve(), non_landmarks and non_landmarks.resolve()
     for given in filter(None, (folder, none)):
         if not given.is_dir():
@@ -41,26 +50,18 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     if none and folder.is_relative_to(none):
         raise InputError(f"--non-landmarks {none} holds {folder}; give a folder beside or in it")
 
-    others = _photos_below(none) if none else []
-    landmarks = dict(enumerate(sorted(path for path in folder.iterdir() if path.is_dir() and path != none), 1))
-    taken = set(others)
-    found = [
-        (path, number) for number, place in landmarks.items() for path in _photos_below(place) if path not in taken
-    ]
-    if not found:
-        raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(PHOTO_SUFFIXES))}): one per landmark")
-    _name_other_files(filter(None, (folder, none)), taken.union(path for path, _ in found))
-
-    photos = pd.DataFrame(found + [(path, pd.NA) for path in others], columns=["url", "landmark_id"])
-    photos = photos.astype({"landmark_id": "Int64"})
-    # A photo's id follows from its place; the slash keeps those of no landmark apart from a landmark's of that name.
-    places = [path.relative_to(folder).as_posix() for path, _ in found]
-    places += [f"/{path.relative_to(none).as_posix()}" for path in others] if none else []
-    photos["id"] = [hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest() for place in places]
-    photos["url"] = photos["url"].astype(str)
-    digest = hashlib.md5(photos[["id", "landmark_id"]].to_csv().encode(), usedforsecurity=False).hexdigest()
-    _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
-    build_mirror(_divide(photos, seed), _read_as_jpeg, out, {number: path.name for number, path in landmarks.items()})
+    found = survey(folder, none, nested)
+    photos = _divide(found.photos, seed)
+    digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
+    with held(out):
+        _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
+        record_failures(out, found.passed_over)
+        near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])
+        if len(near):
+            near = near.assign(group=near.groupby("group").ngroup(), url=near["url"].map(printable))
+            write_csv(out / "near_duplicates.csv", near[["group", "id", "url", "landmark_id", "split"]])
+        written = build_mirror(photos, _read_as_jpeg, out, found.categories)
+        print(summary(out.name, written, read_failures(out)["reason"]))
 
 
 def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, allow_private: bool = False) -> None:
@@ -81,20 +82,26 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
-    _claim(
-        out,
-        f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}"
-        + " private addresses allowed" * allow_private,
-        SPLITS if split == "divide" else [split],
-    )
-    useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
-    if split == "train":
-        useless |= photos["landmark_id"].isna()
-    record_failures(out, [(*row, "id unusable or repeated, or no landmark_id") for row in
-                           photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
-    photos = photos[~useless]
-    photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)
-    build_mirror(photos, _Fetching(size, allow_private), out, threads=threads)
+    if split == "divide":
+        require_enough(photos["landmark_id"], str(csv))
+    with held(out):
+        _claim(
+            out,
+            f"fetch {csv.resolve()} (md5 {md5(csv)}) split {split} shorter side {size} seed {seed}"
+            + " private addresses allowed" * allow_private,
+            SPLITS if split == "divide" else [split],
+        )
+        listed = photos["id"].map(printable)
+        useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
+        if split == "train":
+            useless |= photos["landmark_id"].isna()
+        record_failures(out, [(*row, "id unusable or repeated, or no landmark_id") for row in
+                               photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
+        photos = photos[~useless]
+        photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)
+        written = build_mirror(photos, _Fetching(size, allow_private), out, threads=threads)
+        failures = read_failures(out)  # of an index that was fetched into the same mirror, too
+        print(summary(out.name, written, failures.loc[failures["id"].isin(listed), "reason"]))
 
 
 class _Fetching:
@@ -129,26 +136,28 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     source = open_mirror(mirror, downloads)
     source.require("train")
     source.train()  # so that a malformed table is told before hours of work
-    _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
-    for split in SPLITS:
-        done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
-        names = [name for name in source.shard_names(split) if name not in done]
-        for shard in tqdm(source.stream(split, names), split, len(names), unit=" shards"):
-            load = partial(_shrink_photo, shard, size)
-            write_shard(out, split, shard.name, [(identity, identity) for identity in shard.ids], load)
-            record_failures(out, [(member, f"{split}/{shard.name}", reason) for member, reason in shard.refused])
-    for relative in [f"metadata/{name}.csv" for name in METADATA] + list(SOLUTIONS.values()):
-        if path := source.path(relative):
-            with whole(out / relative) as part:
-                shutil.copyfile(path, part)
-    for split in ("index", "test"):  # an extracted tree may have no such CSV
-        if source.path(f"metadata/{split}.csv") is None:
-            with suppress(InputError):
-                write_csv(out / f"metadata/{split}.csv", pd.DataFrame({"id": source.ids(split)}))
-    shutil.rmtree(downloads, ignore_errors=True)
-    print(
-        f"{out}: photos of at most {size} px on the shorter side; those that could not be read are listed in failed.csv"
-    )
+    with held(out):
+        _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
+        for split in SPLITS:
+            done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
+            names = [name for name in source.shard_names(split) if name not in done]
+            for shard in tqdm(source.stream(split, names), split, len(names), unit=" shards"):
+                load = partial(_shrink_photo, shard, size)
+                write_shard(out, split, shard.name, [(identity, identity) for identity in shard.ids], load)
+                record_failures(out, [(member, f"{split}/{shard.name}", reason) for member, reason in shard.refused])
+        for relative in [f"metadata/{name}.csv" for name in METADATA] + list(SOLUTIONS.values()):
+            if path := source.path(relative):
+                with whole(out / relative) as part:
+                    shutil.copyfile(path, part)
+        for split in ("index", "test"):  # an extracted tree may have no such CSV
+            if source.path(f"metadata/{split}.csv") is None:
+                with suppress(InputError):
+                    write_csv(out / f"metadata/{split}.csv", pd.DataFrame({"id": source.ids(split)}))
+        shutil.rmtree(downloads, ignore_errors=True)
+        print(
+            f"{out}: photos of at most {size} px on the shorter side; those that could not be read are listed in "
+            "failed.csv"
+        )
 
 
 def _shrink_photo(shard: Shard, size: int, identity: str) -> bytes:
@@ -158,21 +167,24 @@ def _shrink_photo(shard: Shard, size: int, identity: str) -> bytes:
 def _divide(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Add `split`: of each landmark a fifth test and a fifth index, at least one each from 3 photos on, the rest train.
 
-    Photos of no landmark are two thirds test, one third index.
+    Photos of no landmark are two thirds test, one third index. Photos of a `group`, if there are any, count as one and
+    stay together, lest the answer to a test photo is learnt; large groups go to train, those of no landmark to test.
     """
     generator = np.random.default_rng(seed)
     photos = photos.sort_values("id").reset_index(drop=True)
-    split = pd.Series("train", index=photos.index)
-    for landmark, rows in photos.groupby("landmark_id", dropna=False):
-        order = generator.permutation(rows.index)
+    group = photos.get("group", photos["id"])
+    splits: dict = {}
+    for landmark, rows in group.groupby(photos["landmark_id"], dropna=False):
+        sizes = rows.groupby(rows, sort=False).size()
+        order = sizes.iloc[generator.permutation(len(sizes))].sort_values(kind="stable").index
         if pd.isna(landmark):
-            split[order] = "test"
-            split[order[: len(order) // 3]] = "index"
+            parts = {"index": len(order) // 3, "test": len(order)}
         else:
             share = max(round(0.2 * len(order)), 1)
-            split[order[:share]] = "test" if len(order) > 1 else "train"
-            split[order[share : 2 * share]] = "index" if len(order) > 2 else "train"
-    return photos.assign(split=split)
+            parts = {"test": share * (len(order) > 1), "index": share * (len(order) > 2), "train": len(order)}
+        names = [split for split, number in parts.items() for _ in range(number)]
+        splits.update(zip(order, names, strict=False))  # the last split takes the rest
+    return photos.assign(split=group.map(splits))
 
 
 def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
@@ -193,25 +205,6 @@ def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
             part.write_bytes(stated)
 
 
-def _photos_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-
-
-def _name_other_files(folders: Iterable[Path], photos: set[Path]) -> None:
-    others = {path for folder in folders for path in folder.rglob("*") if path.is_file()} - photos
-    if others:
-        kinds = Counter(path.suffix.lower() or path.name for path in others)
-        counts = ", ".join(f"{printable(kind)} {count}" for kind, count in sorted(kinds.items()))[:200]
-        print(
-            f"warning: {len(others)} files are passed over ({counts}); a photo is {', '.join(sorted(PHOTO_SUFFIXES))} "
-            "in a landmark's folder",
-            file=sys.stderr,
-        )
-
-
 def _read_as_jpeg(path: str) -> bytes:
-    if Path(path).stat().st_size > MAX_PHOTO_BYTES:
-        raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
     data = Path(path).read_bytes()
-    images.decode(data, 64)
     return data if data.startswith(b"\xff\xd8") else images.shrink(data, images.MAX_PIXELS)

@@ -1,17 +1,23 @@
-"""Encoded photos to uint8 RGB arrays, whatever they are: CMYK, grey, palette, rotated, huge or broken."""
+"""Encoded photos to uint8 RGB arrays, whatever they are: CMYK, grey, palette, HEIC, rotated, huge or broken."""
 
 import warnings
 from contextlib import suppress
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's other readers are a needless risk
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's other readers are a needless risk
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 MAX_PIXELS = 250_000_000  # phones make 200 million; a progressive JPEG needs 6 bytes each while it is read
 MAX_DECODED_PIXELS = 100_000_000  # after DCT scaling
 MAX_ASPECT = 4  # of a shrunk photo: a panorama takes no more space than four others
+if find_spec("pillow_heif"):  # an extra, for photos of phones; only its opener is taken
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    FORMATS += ("HEIF",)
 Image.init()  # `formats` may only name readers that are loaded
 Image.MAX_IMAGE_PIXELS = None  # the two bounds above stand in for Pillow's, which knows no DCT scaling
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, which is not used

@@ -68,7 +68,8 @@ def make_sample(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)  # a place that cannot be written to is known before the work
-        build_mirror(listed, photos.render(listed["url"].tolist()).__getitem__, part, categories)
+        written = build_mirror(listed, photos.render(listed["url"].tolist()).__getitem__, part, categories)
         os.replace(part, out)
+        print(f"{out.name}: {len(written):,} photos written")
     finally:
         shutil.rmtree(part, ignore_errors=True)

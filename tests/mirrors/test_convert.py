@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, identity, jpeg, make_mirror
+from conftest import ROOT, identity, jpeg, make_mirror, photos_in
 from PIL import Image
 
 import mirror as mirrors
@@ -28,12 +29,10 @@ def read_all(folder: Path, split: str) -> dict[str, bytes]:
 def landmark_folders(root: Path) -> Path:
     number = 0
     for name, count in {"Tower": 10, "Dome, old": 5, "Gate": 2, "Ruin": 1}.items():
-        (root / name / "more").mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for i in range(count):
             number += 1
-            suffix = ".JPG" if i == 0 else "/more/x.jpeg" if i == 1 else ".jpg"
-            path = root / name / (f"{i}{suffix}" if i != 1 else "more/x.jpeg")
-            path.write_bytes(jpeg(number))
+            (root / name / f"{i}{('.JPG', '.jpeg', '.jpg')[min(i, 2)]}").write_bytes(jpeg(number))
     (root / "Tower/readme.txt").write_text("no photo")
     (root / "Tower/broken.jpg").write_bytes(b"broken")
     Image.fromarray(np.full((20, 30, 4), 128, np.uint8)).save(root / "Tower/transparent.png")
@@ -54,13 +53,12 @@ def test_import_makes_a_whole_mirror(tmp_path):
     assert sorted(names.values()) == ["Dome, old", "Gate", "Ruin", "Tower"]
     train = mirror.train()
     counts = {names[i]: n for i, n in train["landmark_id"].value_counts().items()}
-    assert counts.pop("Tower") in (7, 8)  # of 12, one of which is broken
-    assert counts == {"Dome, old": 3, "Gate": 1, "Ruin": 1}
+    assert counts == {"Tower": 7, "Dome, old": 3, "Gate": 1, "Ruin": 1}  # of 11, 5, 2 and 1 that can be read
     for split in SPLITS:
         assert set(read_all(out, split)) == set(mirror.ids(split))
     assert len(mirror.ids("train")) + len(mirror.ids("index")) + len(mirror.ids("test")) == 11 + 5 + 2 + 1 + 6
     failed = pd.read_csv(out / "failed.csv")
-    assert failed["url"].tolist() == [str(folder / "Tower/broken.jpg")]
+    assert failed["url"].tolist() == [str(folder / "Tower/readme.txt"), str(folder / "Tower/broken.jpg")]
 
     urls = dict(zip(train["id"], pd.read_csv(out / "metadata/train.csv")["url"], strict=True))
     for photo, data in read_all(out, "train").items():
@@ -240,29 +238,22 @@ def test_the_command_line(tmp_path):
     assert "nowhere" in wrong.stderr
 
 
-def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number}.jpg").write_bytes(jpeg(seed + number))
-    return folder
-
-
 def test_import_of_strange_names(tmp_path, capsys):
     folder = tmp_path / "mine"
     strange = ["Köln, Dom", 'The "Gate"', "new\nline", " space ", os.fsdecode(b"latin\xe9"), "-1", "@"]
     for number, name in enumerate(strange):
         photos_in(folder / name, 4, 10 * number)
     (folder / os.fsdecode(b"latin\xe9") / os.fsdecode(b"broken\xff\n.jpg")).write_bytes(b"")
-    (folder / "-1/photo.heic").write_bytes(b"")
+    (folder / "-1/a table.csv").write_bytes(b"")
     (folder / "loose.jpg").write_bytes(jpeg(99))
     convert.import_folder(folder, tmp_path / "out", None, 0)
     assert check.check(str(tmp_path / "out")) == 0
     names = FolderMirror(tmp_path / "out").categories().values()
     assert sorted(names) == sorted([*strange[:2], "new\\nline", " space ", "latin\\udce9", "-1", "@"])
     failed = (tmp_path / "out/failed.csv").read_text(encoding="utf8")
-    assert failed.count("\n") == 2
+    assert failed.count("\n") == 4
     assert "broken\\udcff\\n.jpg" in failed
-    assert "2 files are passed over (.heic 1, .jpg 1)" in capsys.readouterr().err
+    assert "in no landmark's folder  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["mine/none", "mine/Tower/none", "elsewhere/Tower"])
@@ -299,7 +290,8 @@ def test_a_mirror_is_never_made_from_two_states_of_its_source(tmp_path, serve):
     (folder / "Gate/new.jpg").write_bytes(jpeg(77))
     with pytest.raises(InputError, match="was begun by.*give another folder"):
         convert.import_folder(folder, tmp_path / "out", None, 0)
-    (tmp_path / "list.csv").write_text("id,url,landmark_id\nabc1,http://127.0.0.1:9/x,1\n")
+    rows = [f"abc{n},http://127.0.0.1:9/x,{n % 2}" for n in range(8)]
+    (tmp_path / "list.csv").write_text("\n".join(["id,url,landmark_id", *rows]))
     for split in ("train", "divide"):
         with pytest.raises(InputError, match="was begun by"):
             convert.fetch(tmp_path / "list.csv", tmp_path / "out", split, 100, 1, 0, allow_private=True)
@@ -327,17 +319,25 @@ def test_fetch_stops_when_the_network_is_gone_and_goes_on_later(tmp_path, serve,
     assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 14
 
 
-def test_fetch_says_how_many_of_this_list_were_written(tmp_path, serve, capsys):
+def test_fetch_says_what_was_made_of_this_list(tmp_path, serve, capsys):
     photos_in(tmp_path / "web", 1)
-    url = f"{serve(tmp_path / 'web').url}/0.jpg"
+    url = serve(tmp_path / "web").url
     for split, numbers in (("train", range(12)), ("index", range(20, 25))):
-        (tmp_path / f"{split}.csv").write_text(
-            "\n".join(["id,url,landmark_id", *(f"{identity(n)},{url},1" for n in numbers)])
-        )
+        rows = [f"{identity(n)},{url}/{'gone' if n % 5 == 0 else 0}.jpg,1" for n in numbers]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["id,url,landmark_id", *rows]))
         convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0, allow_private=True)
-    printed = capsys.readouterr().out
-    assert "12 photos written, 0 failed" in printed
-    assert "5 photos written, 0 failed" in printed
+        table = capsys.readouterr().out
+        counts = {"train": (9, 0, 3), "index": (0, 4, 1)}[split]
+        for what, count in zip(("train", "index", "the server has no such file"), counts, strict=True):
+            assert re.search(rf"^ +{what} +{count}$", table, re.MULTILINE), table
+
+
+def test_fetch_refuses_to_divide_what_gives_no_index(tmp_path):
+    rows = [f"{identity(n)},http://127.0.0.1:9/x,{n // 2}" for n in range(8)]
+    (tmp_path / "list.csv").write_text("\n".join(["id,url,landmark_id", *rows]))
+    with pytest.raises(InputError, match="list.csv: no landmark has 3 photos"):
+        convert.fetch(tmp_path / "list.csv", tmp_path / "out", "divide", 100, 1, 0, allow_private=True)
+    assert not (tmp_path / "out").exists()
 
 
 def kaggle_tree(root: Path) -> Path:

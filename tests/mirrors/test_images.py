@@ -93,7 +93,31 @@ def test_the_reason_is_the_same_every_time():
         with pytest.raises(UnreadablePhoto) as error:
             decode(data, 16)
         reasons.add(str(error.value))
-    assert reasons == {"not a photo (JPEG, PNG, WEBP, GIF, BMP)"}  # and no place in memory
+    assert reasons == {f"not a photo ({', '.join(images.FORMATS)})"}  # and no place in memory
+
+
+def test_a_phones_heic_is_read_upright_and_within_the_bounds(monkeypatch):
+    pytest.importorskip("pillow_heif", reason="pip install pillow-heif, for photos of phones")
+    upright = np.zeros((120, 160, 3), np.uint8)
+    upright[:60, :80] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as a phone that is held upright writes it, beside the container's own `irot`
+    data = encode(Image.fromarray(np.ascontiguousarray(np.rot90(upright))), "HEIF", exif=exif.tobytes(), quality=90)
+    assert b"irot" in data
+    for array in (decode(data, 32), decode(shrink(data, 60), 32)):
+        assert np.abs(array[4, 4].astype(int) - (255, 0, 0)).max() < 40
+        assert max(array[4, 28].max(), array[28, 4].max(), array[28, 28].max()) < 40
+    assert Image.open(io.BytesIO(shrink(data, 60))).size == (80, 60)
+    for broken in (data[: len(data) // 2], data[:40]):
+        with pytest.raises(UnreadablePhoto, match=r"\w"):
+            decode(broken, 32)
+    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 100)
+    with pytest.raises(UnreadablePhoto, match="too many"):
+        decode(data, 32)
+
+
+def test_of_the_extra_only_heif_is_added():
+    assert set(images.FORMATS) - {"HEIF"} == {"JPEG", "PNG", "WEBP", "GIF", "BMP"}
 
 
 def test_a_huge_jpeg_is_decoded_at_a_fraction(monkeypatch):

@@ -1,0 +1,179 @@
+"""A folder of photos per landmark, looked through before anything is written: what is taken, and why not the rest."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from landmarks.mirrors import duplicates, images
+from landmarks.mirrors.images import UnreadablePhoto
+from landmarks.mirrors.shards import MAX_PHOTO_BYTES
+from landmarks.mirrors.summary import kinds
+from landmarks.running.command import InputError, check_stop
+from landmarks.running.threads import in_threads
+
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"} | HEIF_SUFFIXES
+FOLDERS_NAMED = 3
+
+
+@dataclass
+class Survey:
+    """What is found in a folder of photos per landmark.
+
+    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark) and `group`
+    (int: alike for near-duplicates), `categories` the landmarks' names, `passed_over` (id, path, reason) of all else.
+    """
+
+    photos: pd.DataFrame
+    categories: dict[int, str]
+    passed_over: list[tuple[str, str, str]]
+
+
+def survey(folder: Path, none: Path | None, nested: bool) -> Survey:
+    """Look at every file below `folder`, which holds a folder per landmark, and below `none`, of photos of no landmark.
+
+    With `nested` each folder below `folder` that holds photos is a landmark, and its path the name.
+
+    Raises:
+        InputError: photos lie deeper than landmarks are looked for, or too few are left for train, index and test.
+    """
+    found = _list_files(folder, none, nested)
+    if found.photos["landmark_id"].isna().all():
+        raise InputError(f"{folder} holds no folder of photos ({', '.join(sorted(SUFFIXES))}): one per landmark")
+    _require(found, folder, none)  # before the hour that reading may take
+    _leave_out_unreadable(found)
+    _leave_out_copies(found)
+    _require(found, folder, none)
+    return found
+
+
+def require_enough(landmarks: pd.Series, source: str) -> None:
+    """Raise InputError unless photos of these landmarks, one each, are of two and make train, index and test."""
+    counts = landmarks.value_counts()
+    if len(counts) < 2:
+        raise InputError(f"{source}: fewer than two landmarks have photos; give photos of two landmarks or more")
+    if counts.max() < 3:
+        raise InputError(
+            f"{source}: no landmark has 3 photos that differ, so no index or no test photo would come out; give 4 or "
+            "more of each: 3 make one each of train, index and test, and training takes 2 train photos"
+        )
+
+
+def _require(found: Survey, folder: Path, none: Path | None) -> None:
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds(reason for _, _, reason in found.passed_over))
+    left_out = f" without what is passed over ({reasons})" if reasons else ""
+    require_enough(found.photos.drop_duplicates("group")["landmark_id"], f"{folder}{left_out}")
+    if none and not found.photos["landmark_id"].isna().any():
+        raise InputError(
+            f"--non-landmarks {none}{left_out}: no photo is there; give a folder of photos that show no landmark, "
+            "or leave the option out"
+        )
+
+
+def _list_files(folder: Path, none: Path | None, nested: bool) -> Survey:
+    files = [
+        (path, path.relative_to(folder).as_posix())
+        for path in _files_below(folder)
+        if not (none and path.is_relative_to(none))
+    ]
+    if none:  # the slash keeps their ids, which follow from these names, apart from those of a landmark of that name
+        files += [(path, f"/{path.relative_to(none).as_posix()}") for path in _files_below(none)]
+    passed_over, photos = [], []
+    for path, name in files:
+        landmark = None if name.startswith("/") else path.parent
+        if reason := _reason_to_pass_over(path) or ("in no landmark's folder" if landmark == folder else None):
+            passed_over.append((_identity(name), str(path), reason))
+        else:
+            photos.append((_identity(name), str(path), landmark))
+    landmarks = sorted({landmark for _, _, landmark in photos if landmark})
+    deep = [place.relative_to(folder).as_posix() for place in landmarks if place.parent != folder]
+    if deep and not nested:
+        more = f" and {len(deep) - FOLDERS_NAMED:,} more" if len(deep) > FOLDERS_NAMED else ""
+        raise InputError(
+            f"{folder} has photos below the folder of a landmark, in {', '.join(deep[:FOLDERS_NAMED])}{more}; "
+            "give --nested to make each such folder a landmark, or move its photos up into the folder of theirs"
+        )
+    holding = {landmark.relative_to(folder).parts[0] for landmark in landmarks}
+    for place in sorted(folder.iterdir()):
+        if place.is_dir() and place != none and place.name not in holding:
+            passed_over.append((_identity(place.name), str(place), "a folder without a photo"))
+    numbers = {landmark: number for number, landmark in enumerate(landmarks, 1)}
+    table = pd.DataFrame(photos, columns=["id", "url", "landmark_id"])
+    table["landmark_id"] = table["landmark_id"].map(numbers).astype("Int64")
+    table["group"] = range(len(table))
+    categories = {number: landmark.relative_to(folder).as_posix() for landmark, number in numbers.items()}
+    return Survey(table, categories, passed_over)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files and links, sorted. Of the links to folders only those in `folder` itself are followed."""
+    for place in sorted(folder.iterdir()):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_symlink() or not path.is_dir():
+                yield path
+
+
+def _reason_to_pass_over(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        return "a link to a folder, or to nothing"
+    if not suffix:
+        return f"no photo's suffix ({path.name})"
+    if suffix in HEIF_SUFFIXES and "HEIF" not in images.FORMATS:
+        return f"{suffix} needs `pip install pillow-heif`"
+    return None if suffix in SUFFIXES else f"no photo's suffix: {suffix}"
+
+
+def _identity(name: str) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+
+
+def _leave_out_unreadable(found: Survey) -> None:
+    photos = found.photos
+    results = tqdm(in_threads(_look, photos["url"], ahead=256), "looking through", len(photos), unit=" photos")
+    looks = pd.DataFrame(list(results), photos.index, ["bytes", "hash", "fault"])
+    unreadable = looks["fault"].notna()
+    found.passed_over += zip(
+        photos["id"][unreadable], photos["url"][unreadable], looks["fault"][unreadable], strict=True
+    )
+    found.photos = photos.join(looks[["bytes", "hash"]])[~unreadable]
+
+
+def _look(path: str) -> tuple[int, np.uint64, str | None]:
+    """A photo's bytes and perceptual hash, or why it cannot be read."""
+    check_stop()
+    try:
+        if Path(path).stat().st_size > MAX_PHOTO_BYTES:
+            return 0, np.uint64(0), f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
+        data = Path(path).read_bytes()
+        return len(data), duplicates.perceptual_hash(images.open_photo(data, 64), data), None
+    except OSError as error:
+        return 0, np.uint64(0), error.strerror or str(error)
+    except UnreadablePhoto as error:
+        return 0, np.uint64(0), str(error)
+
+
+def _leave_out_copies(found: Survey) -> None:
+    """Of the copies of a photo the largest file stays, none where two have different labels; near ones are a group."""
+    photos = found.photos.sort_values("bytes", ascending=False, kind="stable")
+    photos["label"] = photos["landmark_id"].fillna(0).astype(int)
+    photos["copy"] = duplicates.groups(photos["hash"].to_numpy(), duplicates.COPY, np.zeros(len(photos), int))
+    left_out = []
+    for _, copies in photos[photos["copy"].duplicated(keep=False)].groupby("copy"):
+        largest = copies.drop_duplicates("label")
+        for copy in copies.itertuples():
+            others = largest["url"][largest["label"] != copy.label]
+            if len(others):
+                left_out.append((copy.id, copy.url, f"the same photo has another label ({others.iloc[0]})"))
+            elif copy.url != largest["url"].iloc[0]:
+                left_out.append((copy.id, copy.url, f"a copy of a photo of its landmark ({largest['url'].iloc[0]})"))
+    found.passed_over += left_out
+    photos = photos[~photos["id"].isin([identity for identity, _, _ in left_out])]
+    group = duplicates.groups(photos["hash"].to_numpy(), duplicates.NEAR_DUPLICATE, photos["label"].to_numpy())
+    found.photos = photos[["id", "url", "landmark_id"]].assign(group=group).sort_index()
