@@ -328,7 +328,8 @@ def test_fetch_says_what_was_made_of_this_list(tmp_path, serve, capsys):
         convert.fetch(tmp_path / f"{split}.csv", tmp_path / "out", split, 100, 2, 0, allow_private=True)
         table = capsys.readouterr().out
         counts = {"train": (9, 0, 3), "index": (0, 4, 1)}[split]
-        for what, count in zip(("train", "index", "the server has no such file"), counts, strict=True):
+        reason = "HTTP 404, the server has no such file: check the address"
+        for what, count in zip(("train", "index", reason), counts, strict=True):
             assert re.search(rf"^ +{what} +{count}$", table, re.MULTILINE), table
 
 
