@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,10 @@ def _open(path: Path) -> Iterator[tuple[np.lib.npyio.NpzFile, zipfile.ZipFile]]:
             stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
             if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
                 raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
+            for member in arrays.zip.filelist:
+                with arrays.zip.open(member) as array:
+                    if member.compress_type != zipfile.ZIP_STORED or stated_bytes(array) > file.seek(0, os.SEEK_END):
+                        raise ValueError(f"{member.filename} would be larger than the file")
             yield arrays, arrays.zip
     except FileNotFoundError:
         raise
@@ -91,6 +96,13 @@ def _open(path: Path) -> Iterator[tuple[np.lib.npyio.NpzFile, zipfile.ZipFile]]:
         ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, AttributeError, zipfile.BadZipFile
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a whole features file: {error}") from error
+
+
+def stated_bytes(array: IO[bytes]) -> int:
+    """How long an .npy is by its own header; numpy takes the memory for it before it reads on."""
+    np.lib.format.read_magic(array)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(array)
+    return array.tell() + math.prod(shape) * dtype.itemsize
 
 
 def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:

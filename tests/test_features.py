@@ -1,4 +1,7 @@
+import io
 import shutil
+import tracemalloc
+import zipfile
 from contextlib import closing
 
 import numpy as np
@@ -7,7 +10,7 @@ from conftest import identity, jpeg, make_mirror
 
 import features
 import model as models
-from features import Features, concatenate, load_features, prepare_folder, save_features, take
+from features import Features, concatenate, load_features, outline, prepare_folder, save_features, take
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running.command import InputError
@@ -83,6 +86,31 @@ def test_other_arrays_are_refused_and_nothing_is_unpickled(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match="not a whole features file"):
         load_features(tmp_path / "x.npz")
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path):
+    path = tmp_path / "x.npz"
+    ids, packed = np.array(["a"]), np.zeros((1, 2**26), "float16")
+    np.savez_compressed(path, ids=ids, embeddings=packed)  # 131 KB, and 128 MiB when they are read
+    tracemalloc.start()
+    for read in (load_features, outline):
+        with pytest.raises(ValueError, match="not a whole features file"):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < packed.nbytes / 10
+    tracemalloc.stop()
+
+
+def test_no_array_is_larger_than_the_file_that_it_is_in(tmp_path):
+    path = tmp_path / "x.npz"
+    header = io.BytesIO()
+    fields = {"descr": "<f2", "fortran_order": False, "shape": (2, 10**15)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    np.savez(path, ids=FEATURES.ids)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("embeddings.npy", header.getvalue())
+    for read in (load_features, outline):
+        with pytest.raises(ValueError, match="not a whole features file"):
+            read(path)
 
 
 def test_some_photos_of_a_file():

@@ -1,8 +1,11 @@
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from importlib.util import find_spec
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -152,6 +155,42 @@ def test_a_model_with_code_inside_is_not_loaded(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(InputError, match="model.keras is not a model"):
         models.load(tmp_path / "model.keras")
+
+
+def test_a_model_that_names_a_function_does_not_call_it(tmp_path):
+    """Keras 3.8 called it in spite of safe_mode: CVE-2025-1550."""
+    function = {"module": "os", "class_name": "function", "config": "mkdir", "registered_name": "function"}
+    layer = {
+        "module": "keras.layers", "class_name": "Lambda", "registered_name": None, "name": "x",
+        "config": {"name": "x", "function": function}, "build_config": {"input_shape": [None, 1]},
+        "inbound_nodes": [{"args": [], "kwargs": {"inputs": str(tmp_path / "made")}}],
+    }  # fmt: skip
+    model = {
+        "module": "keras.src.models.functional", "class_name": "Functional", "registered_name": "Functional",
+        "config": {"name": "model", "layers": [layer], "input_layers": [], "output_layers": [["x", 0, 0]]},
+    }  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("config.json", json.dumps(model))
+        file.writestr("metadata.json", json.dumps({"keras_version": "3.8.0"}))
+        file.writestr("model.weights.h5", b"")
+    with pytest.raises(InputError, match="model.keras is not a model"):
+        models.load(tmp_path / "model.keras")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of what else Keras passes over before it comes to the file
+def test_weights_are_not_read_from_another_file(tmp_path):
+    """Keras 3.11 read them, whatever file it was: CVE-2026-1669."""
+    (tmp_path / "secret").write_bytes(bytes(4 * 3 * 3 * 3 * 32))
+    model = build_small()
+    model.layers[BACKBONE].save_weights(tmp_path / "base.weights.h5")
+    with h5py.File(tmp_path / "base.weights.h5", "r+") as file:
+        kernel = file["layers/conv2d/vars/0"]
+        shape = kernel.shape
+        del file["layers/conv2d/vars/0"]
+        file.create_dataset("layers/conv2d/vars/0", shape, "f4", external=[(str(tmp_path / "secret"), 0, 4 * 864)])
+    with pytest.raises(InputError, match="(?s)does not hold weights.*Not allowed"):
+        build_small(weights=str(tmp_path / "base.weights.h5"))
 
 
 def test_an_arcface_model_gives_cosines_and_its_embedding():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from features import outline
+from features import outline, stated_bytes
 from landmarks.local_features.points import SMALLEST_SIDE, Extractor, LocalFeatures, decode, none_found
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import UnreadablePhoto
@@ -232,4 +232,6 @@ def _read(path: Path, offset: int, size: int, crc32: int) -> LocalFeatures:
         data = file.read(size)
     if zlib.crc32(data) != crc32:
         raise ValueError("its checksum is wrong")
+    if stated_bytes(io.BytesIO(data)) > len(data):
+        raise ValueError("it would be larger than the file")
     return _unpack(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))

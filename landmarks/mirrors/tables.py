@@ -3,6 +3,7 @@
 import csv
 from array import array
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 
 from landmarks.mirrors.shards import PHOTO_ID
 from landmarks.running.command import InputError
+
+MAX_LINE = 2**20  # characters; a longer one is read in pieces, lest it fills the memory
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -23,7 +26,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     parsers: dict[str, Callable[[str], Any]] = {"id": _parse_id, "landmark_id": _parse_landmark}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
+            rows = csv.reader(iter(partial(file.readline, MAX_LINE), ""))
             header = next(rows, [])
             if missing := [name for name in columns if name not in header]:
                 raise ValueError(f"its first line does not name {missing[0]}")

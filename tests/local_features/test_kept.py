@@ -1,3 +1,4 @@
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -176,6 +177,21 @@ def test_other_arrays_are_made_again_and_nothing_is_unpickled(shard, tmp_path, a
     counting = Counting()
     assert all(len(features.points) == 3 for features in kept(shard, counting, ids, tmp_path).values())
     assert counting.photos == len(ids)
+
+
+def test_an_array_that_says_it_is_larger_than_its_file_is_made_again(shard, tmp_path):
+    ids = shard[2]
+    (tmp_path / "work").mkdir()
+    path = tmp_path / "local/test/images_000.npz"
+    path.parent.mkdir(parents=True)
+    header = io.BytesIO()
+    fields = {"descr": "|u1", "fortran_order": False, "shape": (10**14, 72)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    with zipfile.ZipFile(path, "w") as file:
+        for identity in ids:
+            file.writestr(f"{identity}.npy", header.getvalue())
+    counting = Counting()
+    assert len(kept(shard, counting, ids, tmp_path)) == counting.photos == len(ids)
 
 
 def test_a_photo_that_cannot_be_read_has_no_points_and_is_named(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import base64
 import gzip
 import os
 import tracemalloc
@@ -132,6 +133,28 @@ def test_a_body_that_is_compressed_unasked_is_unpacked(server, tmp_path):
     assert download.download(f"{server.url}/file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
     assert download.read(f"{server.url}/file", len(BODY), allow_private=True) == BODY
+
+
+def test_a_small_body_that_unpacks_to_a_large_one_does_not_fill_the_memory(server):
+    """urllib3 2.2 unpacked all of it, 4 GiB from 4 MB, before it counted."""
+    packed, limit = gzip.compress(bytes(2**27)), 2**20
+    server.faults["/file"] = [answer(200, packed, Content_Encoding="gzip", Content_Length=str(len(packed)))]
+    tracemalloc.start()
+    with pytest.raises(OSError, match="more than 1,048,576 bytes"):
+        download.read(f"{server.url}/file", limit, allow_private=True)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_what_netrc_knows_of_a_host_is_not_told_to_another(server, tmp_path, monkeypatch):
+    """As requests 2.32.3 did: CVE-2024-47081."""
+    (tmp_path / "netrc").write_text("machine host.example login me password word\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    told = []
+    server.faults["/file"] = [lambda handler: (told.append(handler.headers["Authorization"]), handler.send_range(BODY))]
+    download.read(server.url.replace("http://", "http://host.example:@") + "/file", len(BODY), allow_private=True)
+    password = base64.b64encode(b"me:word").decode()
+    assert told and password not in str(told)
 
 
 @pytest.mark.parametrize("length", ["many", "-5", f"{len(BODY)}, {len(BODY)}"])

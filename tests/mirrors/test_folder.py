@@ -1,4 +1,5 @@
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -142,6 +143,19 @@ def test_a_malformed_csv_is_named(tmp_path, table):
     with pytest.raises(InputError, match=BAD_TABLES[table]) as error:
         FolderMirror(tmp_path).train()
     assert "train.csv" in str(error.value)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path):
+    path, most = tmp_path / "train.csv", 100 * 2**20
+    for begin in (b"", b"id,landmark_id\nabc1,1\n"):
+        with open(path, "wb") as file:
+            file.write(begin)
+            file.truncate(most)  # zeros, which take no disk
+        tracemalloc.start()
+        with pytest.raises(InputError, match="train.csv is not a CSV"):
+            FolderMirror(tmp_path).train()
+        assert tracemalloc.get_traced_memory()[1] < most / 10
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import io
+import os
 import tarfile
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import pytest
 
@@ -129,6 +130,15 @@ def test_a_hostile_tar_is_damaged(tmp_path, data):
         TarShard(tmp_path / "images_000.tar")
 
 
+def test_a_tar_of_nothing_but_members_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("landmarks.mirrors.shards.MAX_MEMBERS", 3)
+    path = tmp_path / "images_000.tar"
+    for names, is_whole in ((("abc1", "abc2", "abc3"), True), (("abc1", "abc2", "abc3", "abc4"), False)):
+        path.write_bytes(b"".join(header(f"a/b/c/{name}.jpg", 0) for name in names) + END)
+        with nullcontext() if is_whole else pytest.raises(DamagedShard, match="more than 3 members"):
+            TarShard(path).close()
+
+
 @pytest.mark.parametrize("strange", [sparse(b"77777777777\0"), header("a/b/c/abc3.jpg", 600, b"Z") + bytes(1024)])
 @pytest.mark.parametrize("rest", [LAST, b""])
 def test_a_strange_member_costs_no_other_one(tmp_path, strange, rest):
@@ -159,9 +169,11 @@ def test_a_tree_is_read_by_id(tmp_path, monkeypatch):
     (tmp_path / "a/b/c").mkdir(parents=True)
     (tmp_path / "a/b/c/abc1.jpg").write_bytes(b"photo")
     (tmp_path / "a/b/c/abc2.jpg").write_bytes(bytes(101))
-    shard = FolderShard(tmp_path, "images_000", ["abc1", "abc2", "abc3"])
+    (tmp_path / "a/b/c/abc4.jpg").symlink_to("/dev/zero")  # which has no end
+    os.mkfifo(tmp_path / "a/b/c/abc5.jpg")  # whose beginning nobody writes
+    shard = FolderShard(tmp_path, "images_000", [f"abc{number}" for number in range(1, 6)])
     assert shard.read("abc1") == b"photo"
-    for identity in ("abc2", "abc3"):
+    for identity in shard.ids[1:]:
         with pytest.raises(OSError):
             shard.read(identity)
 
