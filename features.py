@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-import math
-import os
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +15,7 @@ from tqdm import tqdm
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
+from landmarks.running.arrays import open_npz
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, whole
 from landmarks.running.recipe import selected
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     import keras
 
 
-END_OF_DIRECTORY = 22  # bytes of a zip's last record
 LESS = " less"  # ends the note of a file without the photos that another one has too
 _whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
 
@@ -59,7 +55,7 @@ def save_features(path: Path, features: Features, made_from: str = "") -> None:
 def load_features(path: Path) -> Features:
     """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
     stamp = _stamp(path)
-    with _open(path) as (arrays, _):
+    with open_npz(path) as (arrays, _):
         features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
         _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
         if not np.isfinite(features.embeddings).all():
@@ -71,38 +67,10 @@ def load_features(path: Path) -> Features:
 def made_from(path: Path) -> str:
     """The note with which the file was written; empty if there is no whole file, or one without a note."""
     try:
-        with _open(path) as (arrays, _):
+        with open_npz(path) as (arrays, _):
             return str(arrays["made_from"]) if "made_from" in arrays.files else ""
     except (ValueError, FileNotFoundError):
         return ""
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[np.lib.npyio.NpzFile, zipfile.ZipFile]]:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            file.seek(-END_OF_DIRECTORY, os.SEEK_END)
-            stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
-            if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
-                raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
-            for member in arrays.zip.filelist:
-                with arrays.zip.open(member) as array:
-                    if member.compress_type != zipfile.ZIP_STORED or stated_bytes(array) > file.seek(0, os.SEEK_END):
-                        raise ValueError(f"{member.filename} would be larger than the file")
-            yield arrays, arrays.zip
-    except FileNotFoundError:
-        raise
-    except (
-        ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, AttributeError, zipfile.BadZipFile
-    ) as error:  # fmt: skip
-        raise ValueError(f"{path} is not a whole features file: {error}") from error
-
-
-def stated_bytes(array: IO[bytes]) -> int:
-    """How long an .npy is by its own header; numpy takes the memory for it before it reads on."""
-    np.lib.format.read_magic(array)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(array)
-    return array.tell() + math.prod(shape) * dtype.itemsize
 
 
 def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:
@@ -160,7 +128,7 @@ class Outline(NamedTuple):
 
 def outline(path: Path) -> Outline:
     """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    with _open(path) as (arrays, members):
+    with open_npz(path) as (arrays, members):
         ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
         with members.open("embeddings.npy") as embeddings:
             np.lib.format.read_magic(embeddings)

@@ -1,0 +1,45 @@
+"""Files of arrays that are whole, and that take no more memory than they are long."""
+
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+END_OF_DIRECTORY = 22  # bytes of a zip's last record
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[tuple[np.lib.npyio.NpzFile, zipfile.ZipFile]]:
+    """The arrays of an .npz that is not compressed, and the zip that holds them.
+
+    Raises FileNotFoundError, and ValueError if the file is damaged, holds objects or states arrays larger than itself.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            file.seek(-END_OF_DIRECTORY, os.SEEK_END)
+            stated = int.from_bytes(file.read(END_OF_DIRECTORY)[10:12], "little")
+            if stated != len(arrays.zip.filelist):  # a damaged length ends zipfile's reading without a word
+                raise ValueError(f"{len(arrays.zip.filelist)} of its {stated} arrays are left")
+            for member in arrays.zip.filelist:
+                with arrays.zip.open(member) as array:
+                    if member.compress_type != zipfile.ZIP_STORED or stated_bytes(array) > file.seek(0, os.SEEK_END):
+                        raise ValueError(f"{member.filename} would be larger than the file")
+            yield arrays, arrays.zip
+    except FileNotFoundError:
+        raise
+    except (
+        ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, AttributeError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} is not a whole features file: {error}") from error
+
+
+def stated_bytes(array: IO[bytes]) -> int:
+    """How long an .npy is by its own header; numpy takes the memory for it before it reads on."""
+    np.lib.format.read_magic(array)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(array)
+    return array.tell() + math.prod(shape) * dtype.itemsize
