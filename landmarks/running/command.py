@@ -85,6 +85,8 @@ def run(main: Callable[[], int | None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in DISK_FULL or "No space left" in str(error) or "errno = 28" in str(error):
             message = f"error: no space left on the disk{where}; free some and run the same command again"
+        elif error.errno == errno.EIO:
+            message = f"error: the disk failed: {error.strerror}{where}; check it and run the same command again"
         elif error.errno in UNUSABLE_PATH:
             message = f"error: {error.strerror}{where}; give another path or change its rights"
         else:
