@@ -2,13 +2,13 @@
 
     python benchmarks/faults.py [kill|disk|server|all] [--times 100] [--seed 0] [--recipes softmax triplet]
 
-kill: SIGKILL at a random time, and at a random file operation. disk: ENOSPC from the n-th operation that writes on, EIO
-at the n-th alone, at `--times` of them or all; files that may not grow beyond a size, which fails C's writes too; a small
-tmpfs, as root. server: one fault after another at random requests. Time-outs are scaled down to a second for that.
+kill: SIGKILL at random times and at random file operations. disk: ENOSPC from a random operation on, EIO at it
+alone, at `--times` of them or all; files that may not grow beyond a size, which fails what C writes too; as root, a
+tmpfs that is full. server: each fault of `lying_server.py` at random requests, with time-outs of a second, not 30.
 
-The recipes are what the four small ones do, verified by SIFT, with a backbone and photos that train in a second. After a
-fault that ended a run the same command runs without it: that must end with the same bytes, and leave nothing half-made.
-Prints a table row for each kind; what is bad is printed with the end of its output. Exit code 1 if anything is.
+The recipes do what the four small ones do, verified by SIFT, with a backbone and photos that train in a second. After
+what ended a run the same command goes on without the fault: then the bytes are the same, with nothing half-made left.
+Prints a row for each kind; what is bad is told on stderr. Exit code 1 if anything is.
 """
 
 import argparse
@@ -19,20 +19,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import md5
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import scripts
-from conftest import Handler, Server, make_mirror
+from conftest import make_mirror
+
+from benchmarks.lying_server import FAULTS, LiarServer, serving
 
 SCRIPTS = ("recognition.py", "retrieval.py")
 MADE = ("recognition.csv", "verification.csv", "retrieval.csv")
@@ -46,7 +46,6 @@ RECIPES = {
     "arcface": ["--loss=arcface", "--recognizer=centres", "--validation-shards=0"],
     "bottleneck": ["--bottleneck-epochs=1", "--embedding-size=8", "--embedding-layer=relu", "--recognizer=head"],
 }
-SERVER_FAULTS = ("cut", "busy", "length", "md5", "range", "change", "hang", "drip")
 
 # Runs a script and counts what writes in its work folder: files opened for it, folders made, renames and fsyncs.
 # At the given number it dies or raises; the count is written down when it ends.
@@ -95,6 +94,9 @@ finally:
         with open(counted, "w") as file:
             file.write(str(passed))
 """
+
+
+Trial = tuple[str, Callable[[], str]]  # what is done, and what tells how it ended
 
 
 class Bad(Exception):
@@ -169,14 +171,14 @@ class Case:
             raise Bad(f"{left} are left after: {before}")
 
 
-def kills(case: Case, times: int, draw: random.Random) -> Iterator[tuple[str, Callable[[], str]]]:
+def kills(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
     """SIGKILL at random operations and at random times, half of each."""
     for trial in range(times):
         if trial % 2:
             place = draw.randint(1, sum(case.operations))
             number = int(place > case.operations[0])
             place -= number * case.operations[0]
-            yield f"SIGKILL by operation at {place}", lambda n=number, at=place: case.disturbed(n, "SIGKILL", at)
+            yield f"SIGKILL by operation at {place}", partial(case.disturbed, number, "SIGKILL", place)
         else:
             when = draw.uniform(0, sum(case.seconds))
             number = int(when > case.seconds[0])
@@ -187,30 +189,31 @@ def kills(case: Case, times: int, draw: random.Random) -> Iterator[tuple[str, Ca
                 with suppress(ProcessLookupError):  # it was faster this time
                     os.kill(process, signal.SIGKILL)
 
-            yield f"SIGKILL at {when:.2f} s", lambda n=number, kill=kill: case.disturbed(n, "none", meanwhile=kill)
+            yield f"SIGKILL at {when:.2f} s", partial(case.disturbed, number, "none", meanwhile=kill)
 
 
-def disks(case: Case, times: int, draw: random.Random) -> Iterator[tuple[str, Callable[[], str]]]:
+def disks(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
     """A full or failing disk at that many operations, and half as many sizes of files; at all operations at most."""
     places = [(number, place + 1) for number in (0, 1) for place in range(case.operations[number])]
     for number, place in sorted(draw.sample(places, min(times, len(places)))):
         for fault in ("ENOSPC", "EIO"):
-            yield f"{fault} at operation {place}", lambda n=number, f=fault, at=place: case.disturbed(n, f, at)
+            yield f"{fault} at operation {place}", partial(case.disturbed, number, fault, place)
     # The output of the script is a file too, of a few thousand bytes.
     largest = max(path.stat().st_size for path in (case.folder / "whole").rglob("*") if path.is_file())
     for _ in range(times // 2):
         size = draw.randint(8_000, max(largest, 8_001))
-        yield f"EFBIG at {size} bytes", lambda n=draw.randint(0, 1), size=size: case.disturbed(n, "EFBIG", size)
+        number = draw.randint(0, 1)
+        yield f"EFBIG at {size} bytes", partial(case.disturbed, number, "EFBIG", size)
     whole = sum(path.stat().st_size for path in (case.folder / "whole").rglob("*") if path.is_file())
     for _ in range(times // 4):
         size = draw.randint(50_000, whole)
-        yield f"a disk of {size} bytes", lambda size=size: _on_a_small_disk(case, size)
+        yield f"tmpfs at {size} bytes", partial(_on_a_small_disk, case, size)
 
 
 def _on_a_small_disk(case: Case, size: int) -> str:
     folder = case.folder / "disk"
     folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         return "not tried"
     try:
@@ -223,94 +226,7 @@ def _on_a_small_disk(case: Case, size: int) -> str:
         subprocess.run(["umount", folder], check=True)
 
 
-class Liar(Handler):
-    """Serves a folder with ranges and ETags, and lies or fails as `server.fault` says at random requests.
-
-    What no client could find out is done to shards alone, whose md5 is published: a table has none.
-    """
-
-    server: "LiarServer"
-    tag = ""
-
-    def do_HEAD(self):
-        if self.server.draws("busy", 7):
-            return self.be_busy()
-        return super().do_HEAD()
-
-    def do_GET(self):
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            return self.send_error(404)
-        body, draws, is_shard = path.read_bytes(), self.server.draws, path.suffix == ".tar"
-        self.tag = f'"{md5(body).hexdigest()}"'
-        if self.headers.get("If-Range", self.tag) != self.tag and not draws("change", 2):
-            del self.headers["Range"]
-        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if draws("busy", 7):
-            return self.be_busy()
-        if draws("length", 5):
-            if is_shard and begin < len(body) and self.server.draws("length", 2):
-                return self.send_range(body[: -len(body) // 3])
-            return self.send_range(body + bytes(100), cut=len(body) - begin)
-        if path.name.startswith("md5") and draws("md5", 2):
-            body = md5(body).hexdigest().encode() + body[32:]
-        if begin and draws("range", 2):
-            if self.server.draws("range", 2):
-                del self.headers["Range"]
-            else:
-                self.headers.replace_header("Range", f"bytes={begin - 1}-")
-        if draws("change", 3) and is_shard:
-            self.tag = '"older"'
-            body = bytes(byte ^ 1 for byte in body)
-            return self.send_range(body, cut=(len(body) - begin) // 2)
-        if draws("cut", 5) or draws("range", 2):
-            return self.send_range(body, cut=(len(body) - begin) // 2)
-        if draws("hang", 7):
-            self.send_range(body, cut=(len(body) - begin) // 2)
-            self.wfile.flush()
-            return time.sleep(1.5)
-        if draws("drip", 5):
-            return self.drip(body, begin)
-        return self.send_range(body)
-
-    def be_busy(self):
-        self.send_response(503)
-        if self.server.draws("busy", 2):
-            self.send_header("Retry-After", "1")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def drip(self, body: bytes, begin: int):
-        """A byte every 30th of a second, like one a second where a time-out is 30 seconds; cut after some."""
-        self.send_range(body, cut=0)
-        for position in range(begin, min(begin + 60, len(body))):
-            self.wfile.write(body[position : position + 1])
-            self.wfile.flush()
-            time.sleep(1 / 30)
-
-    def end_headers(self):
-        if self.tag:
-            self.send_header("ETag", self.tag)
-        super().end_headers()
-
-
-class LiarServer(Server):
-    """A loopback server whose faults follow from a seed and the order of the requests."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self.RequestHandlerClass = partial(Liar, directory=str(folder))
-        self.fault, self.draw = "", random.Random(0)
-
-    def handle_error(self, *_):
-        """Say nothing of clients that have left."""
-
-    def draws(self, fault: str, of: int) -> bool:
-        """Whether this request gets the fault, 1 in so many."""
-        return self.fault in (fault, "all") and self.draw.randrange(of) == 0
-
-
-def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> Iterator[tuple[str, Callable[[], str]]]:
+def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> Iterator[Trial]:
     """Both scripts at a server with one fault, so many times for each, and with all of them."""
 
     def disturbed(fault: str, seed: int) -> str:
@@ -330,14 +246,14 @@ def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> 
         case.compare(work, f"{outcome}, {done.stderr[-1000:]}")
         return outcome
 
-    for fault in (*SERVER_FAULTS, "all"):
+    for fault in FAULTS:
         for _ in range(times):
             seed = draw.randrange(2**32)
-            yield f"server, {fault} (seed {seed})", lambda fault=fault, seed=seed: disturbed(fault, seed)
+            yield f"server, {fault} (seed {seed})", partial(disturbed, fault, seed)
 
 
 def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """What was done to one recipe's run, how that ended ("same", "line", "killed", "bad"), and what was bad about it."""
+    """What was done to one recipe's run; how that ended: "same", "line", "killed" or "bad"; and what was bad."""
     draw = random.Random(f"{seed} {kind} {recipe}")
     mirror = make_mirror(folder / "mirror")
     if kind == "server":
@@ -349,23 +265,12 @@ def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Itera
         yield from _judged({"kill": kills, "disk": disks}[kind](case, times, draw))
 
 
-def _judged(trials: Iterator[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, str, str]]:
+def _judged(trials: Iterator[Trial]) -> Iterator[tuple[str, str, str]]:
     for name, trial in trials:
         try:
             yield name, trial(), ""
         except Bad as bad:
             yield name, "bad", str(bad)
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[LiarServer]:
-    server = LiarServer(folder)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def main() -> int:
@@ -382,9 +287,8 @@ def main() -> int:
                 continue  # it needs any photo at any time: the mirror in a folder
             with tempfile.TemporaryDirectory() as folder:
                 for name, outcome, what in inject(kind, recipe, given.times, given.seed, Path(folder)):
-                    counts.setdefault((recipe, name.split(" at ")[0].split(" (")[0].split(" of ")[0]), Counter())[
-                        outcome
-                    ] += 1
+                    fault = name.split(" at ")[0].split(" (")[0]
+                    counts.setdefault((recipe, fault), Counter())[outcome] += 1
                     print(f"{recipe}: {name}: {outcome} {what}", file=sys.stderr, flush=True)
     print(
         "| recipe | fault | times | same bytes at once | killed, then the same | one clear line, then the same | bad |"
@@ -392,7 +296,7 @@ def main() -> int:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (recipe, fault), count in counts.items():
         figures = [count.total(), *(count[outcome] for outcome in ("same", "killed", "line", "bad"))]
-        print("|", " | ".join(map(str, (recipe, fault.removesuffix(" after"), *figures))), "|")
+        print("|", " | ".join(map(str, (recipe, fault, *figures))), "|")
     return int(any(count["bad"] for count in counts.values()))
 
 
