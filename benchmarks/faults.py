@@ -117,7 +117,8 @@ class Case:
     def undisturbed(self) -> "Case":
         work = self.folder / "whole"
         for number, script in enumerate(SCRIPTS):
-            shutil.copytree(work, self.folder / f"before-{number}") if number else None
+            if number:
+                shutil.copytree(work, self.folder / f"before-{number}")
             began = time.monotonic()
             done = self.run(script, work)
             if done.returncode:
@@ -135,7 +136,7 @@ class Case:
         )
 
     def disturbed(self, number: int, fault: str, place: int = 0, **options) -> str:
-        """How the run ends whose script of that number has the fault: "same", "line" or "killed"; raises Bad."""
+        """How that script ends with the fault: "same", "line" or "killed"; raises Bad, also for what comes after."""
         work = self.folder / "disturbed"
         shutil.rmtree(work, ignore_errors=True)
         if number:
@@ -167,7 +168,7 @@ class Case:
         for name in MADE:
             if (work / name).read_bytes() != (self.folder / "whole" / name).read_bytes():
                 raise Bad(f"{name} differs after: {before}")
-        if left := [path for path in work.rglob("part-*")]:
+        if left := list(work.rglob("part-*")):
             raise Bad(f"{left} are left after: {before}")
 
 
@@ -227,7 +228,7 @@ def _on_a_small_disk(case: Case, size: int) -> str:
 
 
 def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> Iterator[Trial]:
-    """Both scripts at a server with one fault, so many times for each, and with all of them."""
+    """Both scripts at a server with all faults, and with each alone, as often as the others."""
 
     def disturbed(fault: str, seed: int) -> str:
         server.draw, server.fault, outcome = random.Random(seed), fault, "same"
@@ -247,7 +248,7 @@ def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> 
         return outcome
 
     for fault in FAULTS:
-        for _ in range(times):
+        for _ in range(max(times // len(FAULTS), 1)):
             seed = draw.randrange(2**32)
             yield f"server, {fault} (seed {seed})", partial(disturbed, fault, seed)
 
