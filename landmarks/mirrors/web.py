@@ -131,8 +131,8 @@ class WebMirror(Mirror):
         """The shard on disk, verified; a shard with a fault is downloaded a second time."""
         path = self._place(split, name)
         relative = f"{split}/{name}.tar"
-        expected = self.published_md5(split, name)
         for is_second in (False, True):
+            expected = self.published_md5(split, name)
             if not path.exists():
                 if not download.download(
                     f"{self.url}/{relative}", path, resume=True, check=check, patience=self.settings.patience
@@ -156,6 +156,7 @@ class WebMirror(Mirror):
                         self._accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
+            (self.cache / f"md5sum/{split}/md5.{name}.txt").unlink(missing_ok=True)  # which may be what arrived wrong
         raise DamagedShard(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
 
     def _accepted_mismatches(self) -> set[str]:

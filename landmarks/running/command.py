@@ -81,12 +81,18 @@ def run(main: Callable[[], int | None]) -> None:
         message, code = str(stopped), 128 + _signals[0] if _signals else 0
     except InputError as error:
         message, code = f"error: {error}", 2
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        if error.errno in DISK_FULL or "No space left" in str(error) or "errno = 28" in str(error):
+    except Exception as error:
+        # Libraries in C raise errors of their own kinds, which hold the system's words.
+        told = (code for code in (*DISK_FULL, errno.EIO) if os.strerror(code) in str(error))
+        reason = getattr(error, "errno", None) or next(told, 0)
+        filename = getattr(error, "filename", None)
+        where = f" ({filename})" if filename else ""
+        if reason in DISK_FULL:
             message = f"error: no space left on the disk{where}; free some and run the same command again"
-        elif error.errno in UNUSABLE_PATH:
-            message = f"error: {error.strerror}{where}; give another path or change its rights"
+        elif reason == errno.EIO:
+            message = f"error: the disk failed: {os.strerror(reason)}{where}; check it and run the same command again"
+        elif reason in UNUSABLE_PATH:
+            message = f"error: {os.strerror(reason)}{where}; give another path or change its rights"
         else:
             raise
         code = 2

@@ -132,6 +132,20 @@ def test_strict_md5_stops_with_one_clear_line(tiny_mirror, serve, tmp_path):
     assert tars(tmp_path / "cache") == []
 
 
+def test_an_md5_that_arrived_wrong_is_asked_for_again(tiny_mirror, serve, tmp_path):
+    server = serve(tiny_mirror)
+    path = "/md5sum/train/md5.images_000.txt"
+    server.faults[path] = [lambda handler: handler.send_range(b"0" * 32)]
+    strict = MirrorSettings(strict_md5=True)
+    assert next(WebMirror(server.url, tmp_path, strict).stream("train", ["images_000"])).ids
+
+    (tmp_path / path[1:]).write_text("0" * 32)  # one that a run has kept
+    server.faults[path] = [lambda handler: handler.send_range(b"1" * 32)]
+    with pytest.raises(InputError, match="published is 1111"):
+        next(WebMirror(server.url, tmp_path, strict).stream("train", ["images_000"]))
+    assert next(WebMirror(server.url, tmp_path, strict).stream("train", ["images_000"])).ids
+
+
 def test_leaving_a_stream_early_ends_its_downloads(tiny_mirror, serve, tmp_path):
     server = serve(tiny_mirror)
     stream = WebMirror(server.url, tmp_path).stream("train", ["images_000", "images_001", "images_002"])

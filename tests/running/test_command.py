@@ -38,6 +38,13 @@ def test_exit_codes(run):
     code, message = run(failing(OSError(errno.ENOSPC, "No space left on device", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "no space left on the disk (/x/y)" in message
+    # What TensorFlow's log writer, and HDF5 when it closes a file, raise for it.
+    code, message = run(failing(RuntimeError("Can't close: errno = 27, error message = 'File too large'")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "no space left on the disk;" in message
+    code, message = run(failing(OSError(errno.EIO, "Input/output error", "/x/y")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "the disk failed: Input/output error (/x/y)" in message
     code, message = run(failing(PermissionError(errno.EACCES, "Permission denied", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "/x/y" in message

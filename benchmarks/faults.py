@@ -1,0 +1,305 @@
+"""Faults injected into both scripts on a tiny mirror: each run ends with the bytes of an undisturbed one, or one line.
+
+    python benchmarks/faults.py [kill|disk|server|all] [--times 100] [--seed 0] [--recipes softmax triplet]
+
+kill: SIGKILL at random times and at random file operations. disk: ENOSPC from a random operation on, EIO at it
+alone, at `--times` of them or all; files that may not grow beyond a size, which fails what C writes too; as root, a
+tmpfs that is full. server: each fault of `lying_server.py` at random requests, with time-outs of a second, not 30.
+
+The recipes do what the four small ones do, verified by SIFT, with a backbone and photos that train in a second. After
+what ended a run the same command goes on without the fault: then the bytes are the same, with nothing half-made left.
+Prints a row for each kind; what is bad is told on stderr. Exit code 1 if anything is.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import scripts
+from conftest import make_mirror
+
+from benchmarks.lying_server import FAULTS, LiarServer, serving
+
+SCRIPTS = ("recognition.py", "retrieval.py")
+MADE = ("recognition.csv", "verification.csv", "retrieval.csv")
+SETTINGS = [
+    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    "--verify=lower", "--extractor=sift", "--query-expansion=1",
+]  # fmt: skip
+RECIPES = {
+    "softmax": ["--recognizer=neighbours"],
+    "triplet": ["--loss=triplet", "--classes-per-batch=2", "--photos-per-class=2", "--subspaces=2"],
+    "arcface": ["--loss=arcface", "--recognizer=centres", "--validation-shards=0"],
+    "bottleneck": ["--bottleneck-epochs=1", "--embedding-size=8", "--embedding-layer=relu", "--recognizer=head"],
+}
+
+# Runs a script and counts what writes in its work folder: files opened for it, folders made, renames and fsyncs.
+# At the given number it dies or raises; the count is written down when it ends.
+PROGRAM = """
+import errno, os, resource, runpy, signal, sys
+
+script, work, fault, place, counted = sys.argv[1:6]
+place, passed, fsync = int(place), 0, os.fsync
+sys.path.insert(0, os.path.dirname(script))
+
+def operation(path):
+    global passed
+    if not str(path).startswith(work):
+        return
+    passed += 1
+    if fault == "SIGKILL" and passed == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (fault == "EIO" and passed == place) or (fault == "ENOSPC" and passed >= place):
+        number = getattr(errno, fault)
+        raise OSError(number, os.strerror(number), path)
+
+def heard(event, arguments):
+    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        operation(arguments[0])
+    if event == "os.rename" or (event == "os.mkdir" and not os.path.isdir(arguments[0])):
+        operation(arguments[0])
+
+def flush(file):
+    operation(os.readlink(f"/proc/self/fd/{file}"))
+    fsync(file)
+
+if fault == "EFBIG":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (place, resource.RLIM_INFINITY))
+elif fault == "impatient":
+    from landmarks.mirrors import download, outages
+    download.TIMEOUT, outages.LONGEST_PAUSE, outages.STRANGER_TRIES = (1, 1), 0.2, 20
+else:
+    sys.addaudithook(heard)
+    os.fsync = flush
+del sys.argv[2:6]
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    if fault == "none":
+        with open(counted, "w") as file:
+            file.write(str(passed))
+"""
+
+
+Trial = tuple[str, Callable[[], str]]  # what is done, and what tells how it ended
+
+
+class Bad(Exception):
+    """Neither the same bytes nor one clear line."""
+
+
+@dataclass
+class Case:
+    """One recipe's undisturbed run on a mirror, which the others are measured by."""
+
+    name: str
+    mirror: str
+    folder: Path
+    settings: list[str] = field(default_factory=list)
+    operations: list[int] = field(default_factory=list)  # of each script
+    seconds: list[float] = field(default_factory=list)
+
+    def undisturbed(self) -> "Case":
+        work = self.folder / "whole"
+        for number, script in enumerate(SCRIPTS):
+            if number:
+                shutil.copytree(work, self.folder / f"before-{number}")
+            began = time.monotonic()
+            done = self.run(script, work)
+            if done.returncode:
+                raise Bad(f"{script} of {self.name} without any fault: {done.stderr[-2000:]}")
+            self.seconds.append(time.monotonic() - began)
+            self.operations.append(int((self.folder / "counted").read_text()))
+        return self
+
+    def run(
+        self, script: str, work: Path, fault: str = "none", place: int = 0, **options
+    ) -> subprocess.CompletedProcess:
+        arguments = [f"--work={work}", f"--mirror={self.mirror}", *SETTINGS, *RECIPES[self.name], *self.settings]
+        return scripts.run(
+            "-c", PROGRAM, ROOT / script, work, fault, place, self.folder / "counted", *arguments, **options
+        )
+
+    def disturbed(self, number: int, fault: str, place: int = 0, **options) -> str:
+        """How that script ends with the fault: "same", "line" or "killed"; raises Bad, also for what comes after."""
+        work = self.folder / "disturbed"
+        shutil.rmtree(work, ignore_errors=True)
+        if number:
+            shutil.copytree(self.folder / f"before-{number}", work)
+        done = self.run(SCRIPTS[number], work, fault, place, **options)
+        outcome = self.outcome(done)
+        self.go_on(work, SCRIPTS[number + (outcome == "same") :], done.stderr[-1000:])
+        self.compare(work, f"{outcome}, {done.stderr[-1000:]}")
+        return outcome
+
+    def go_on(self, work: Path, rest: Sequence[str], before: str) -> None:
+        """Run these scripts without a fault."""
+        for script in rest:
+            again = self.run(script, work)
+            if again.returncode:
+                raise Bad(f"{before}; then {script} ends with {again.returncode}: {again.stderr[-2000:]}")
+
+    def outcome(self, done: subprocess.CompletedProcess) -> str:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        if done.returncode == -signal.SIGKILL:
+            return "killed"
+        if done.returncode == 0 and "Traceback" not in done.stderr:
+            return "same"
+        if done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr:
+            return "line"
+        raise Bad(f"exit code {done.returncode}: {done.stderr[-3000:]}")
+
+    def compare(self, work: Path, before: str) -> None:
+        for name in MADE:
+            if (work / name).read_bytes() != (self.folder / "whole" / name).read_bytes():
+                raise Bad(f"{name} differs after: {before}")
+        if left := list(work.rglob("part-*")):
+            raise Bad(f"{left} are left after: {before}")
+
+
+def kills(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
+    """SIGKILL at random operations and at random times, half of each."""
+    for trial in range(times):
+        if trial % 2:
+            place = draw.randint(1, sum(case.operations))
+            number = int(place > case.operations[0])
+            place -= number * case.operations[0]
+            yield f"SIGKILL by operation at {place}", partial(case.disturbed, number, "SIGKILL", place)
+        else:
+            when = draw.uniform(0, sum(case.seconds))
+            number = int(when > case.seconds[0])
+            when -= number * case.seconds[0]
+
+            def kill(process: int, when: float = when) -> None:
+                time.sleep(when)
+                with suppress(ProcessLookupError):  # it was faster this time
+                    os.kill(process, signal.SIGKILL)
+
+            yield f"SIGKILL at {when:.2f} s", partial(case.disturbed, number, "none", meanwhile=kill)
+
+
+def disks(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
+    """A full or failing disk at that many operations, and half as many sizes of files; at all operations at most."""
+    places = [(number, place + 1) for number in (0, 1) for place in range(case.operations[number])]
+    for number, place in sorted(draw.sample(places, min(times, len(places)))):
+        for fault in ("ENOSPC", "EIO"):
+            yield f"{fault} at operation {place}", partial(case.disturbed, number, fault, place)
+    # The output of the script is a file too, of a few thousand bytes.
+    largest = max(path.stat().st_size for path in (case.folder / "whole").rglob("*") if path.is_file())
+    for _ in range(times // 2):
+        size = draw.randint(8_000, max(largest, 8_001))
+        number = draw.randint(0, 1)
+        yield f"EFBIG at {size} bytes", partial(case.disturbed, number, "EFBIG", size)
+    whole = sum(path.stat().st_size for path in (case.folder / "whole").rglob("*") if path.is_file())
+    for _ in range(times // 4):
+        size = draw.randint(50_000, whole)
+        yield f"tmpfs at {size} bytes", partial(_on_a_small_disk, case, size)
+
+
+def _on_a_small_disk(case: Case, size: int) -> str:
+    folder = case.folder / "disk"
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        return "not tried"
+    try:
+        outcome = case.outcome(case.run(SCRIPTS[0], folder / "work"))
+        subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)  # some is freed
+        case.go_on(folder / "work", SCRIPTS, outcome)
+        case.compare(folder / "work", outcome)
+        return outcome
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> Iterator[Trial]:
+    """Both scripts at a server with all faults, and with each alone, as often as the others."""
+
+    def disturbed(fault: str, seed: int) -> str:
+        server.draw, server.fault, outcome = random.Random(seed), fault, "same"
+        work = case.folder / "disturbed"
+        shutil.rmtree(work, ignore_errors=True)
+        for script in SCRIPTS:
+            try:
+                done = case.run(script, work, "impatient")
+            finally:
+                server.fault = ""
+            if case.outcome(done) == "line":
+                outcome = "line"
+                case.go_on(work, [script], done.stderr[-2000:])
+            server.fault = fault
+        server.fault = ""
+        case.compare(work, f"{outcome}, {done.stderr[-1000:]}")
+        return outcome
+
+    for fault in FAULTS:
+        for _ in range(max(times // len(FAULTS), 1)):
+            seed = draw.randrange(2**32)
+            yield f"server, {fault} (seed {seed})", partial(disturbed, fault, seed)
+
+
+def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """What was done to one recipe's run; how that ended: "same", "line", "killed" or "bad"; and what was bad."""
+    draw = random.Random(f"{seed} {kind} {recipe}")
+    mirror = make_mirror(folder / "mirror")
+    if kind == "server":
+        with serving(mirror) as server:
+            case = Case(recipe, server.url, folder, ["--patience=10s", "--strict", "--strict-md5"]).undisturbed()
+            yield from _judged(servers(case, times, draw, server))
+    else:
+        case = Case(recipe, str(mirror), folder).undisturbed()
+        yield from _judged({"kill": kills, "disk": disks}[kind](case, times, draw))
+
+
+def _judged(trials: Iterator[Trial]) -> Iterator[tuple[str, str, str]]:
+    for name, trial in trials:
+        try:
+            yield name, trial(), ""
+        except Bad as bad:
+            yield name, "bad", str(bad)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", default="all", choices=["kill", "disk", "server", "all"])
+    parser.add_argument("--times", type=int, default=100, help="faults of a kind for each recipe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    given = parser.parse_args()
+    counts: dict[tuple[str, str], Counter] = {}
+    for kind in ("kill", "disk", "server") if given.kind == "all" else (given.kind,):
+        for recipe in given.recipes:
+            if (kind, recipe) == ("server", "triplet"):
+                continue  # it needs any photo at any time: the mirror in a folder
+            with tempfile.TemporaryDirectory() as folder:
+                for name, outcome, what in inject(kind, recipe, given.times, given.seed, Path(folder)):
+                    fault = name.split(" at ")[0].split(" (")[0]
+                    counts.setdefault((recipe, fault), Counter())[outcome] += 1
+                    print(f"{recipe}: {name}: {outcome} {what}", file=sys.stderr, flush=True)
+    print(
+        "| recipe | fault | times | same bytes at once | killed, then the same | one clear line, then the same | bad |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (recipe, fault), count in counts.items():
+        figures = [count.total(), *(count[outcome] for outcome in ("same", "killed", "line", "bad"))]
+        print("|", " | ".join(map(str, (recipe, fault, *figures))), "|")
+    return int(any(count["bad"] for count in counts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
