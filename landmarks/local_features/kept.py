@@ -232,4 +232,8 @@ def _read(path: Path, offset: int, size: int, crc32: int) -> LocalFeatures:
         data = file.read(size)
     if zlib.crc32(data) != crc32:
         raise ValueError("its checksum is wrong")
-    return _unpack(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy raises almost anything on a damaged header
+        raise ValueError(str(error)) from error
+    return _unpack(array)

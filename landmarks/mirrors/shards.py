@@ -16,6 +16,8 @@ PHOTO_ID = re.compile(r"\w{3}[\w-]{0,80}", re.ASCII)
 MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCII)
 MAX_PHOTO_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16  # a long name or a PAX header
+MAX_GLOBAL = 100  # records of PAX headers for all members: tarfile gives each member a copy
+LONG_NUMBER = re.compile(rb"\d{256}")  # tarfile of some Python versions looks for records in the square of its length
 
 
 def valid_id(identity: str) -> bool:
@@ -75,6 +77,8 @@ class TarShard:
         end = 0
         with tarfile.open(fileobj=_Headers(self._file), mode="r:") as tar:
             for member in tar:
+                if len(tar.pax_headers) > MAX_GLOBAL:
+                    raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
                 if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
                     raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
                 end = tar.offset
@@ -127,7 +131,10 @@ class _Headers:
     def read(self, size: int) -> bytes:
         if size > MAX_HEADER_BYTES:
             raise DamagedShard(f"a header of {size:,} bytes")
-        return self.file.read(size)
+        data = self.file.read(size)
+        if LONG_NUMBER.search(data):
+            raise DamagedShard("a header with a number of 256 digits")
+        return data
 
 
 class FolderShard:
