@@ -127,7 +127,10 @@ def load(path: Path) -> keras.Model:
             with zipfile.ZipFile(path) as archive:
                 require_stored(archive)
             warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
-            return keras.saving.load_model(path, safe_mode=True)
+            model = keras.saving.load_model(path, safe_mode=True)
+            if not isinstance(model, keras.Model):
+                raise TypeError(f"it holds a {type(model).__name__}")
+            return model
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
         raise InputError(
             f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"

@@ -21,7 +21,7 @@ from landmarks.running import command
 from landmarks.running.recipe import Recipe, from_flat
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project
-settings.register_profile("long", max_examples=1500)  # pytest --hypothesis-profile=long
+settings.register_profile("long", max_examples=1700)  # pytest --hypothesis-profile=long
 
 
 @pytest.hookimpl(wrapper=True)
