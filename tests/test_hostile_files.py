@@ -322,6 +322,14 @@ def test_a_row_with_a_cell_too_many_does_not_shift_the_others(read_within_bounds
     assert read_within_bounds(read_clean, f"landmark_id,images\n{row}\n".encode(), "x.csv", InputError) is None
 
 
+@pytest.mark.parametrize("rows", ["1,0,5", "0,99999999999999999999", "0,5\0", "0"])
+def test_labels(read_within_bounds, rows):
+    import model as models
+
+    data = f"class,landmark_id\n{rows}\n".encode()
+    assert read_within_bounds(models.load_labels, data, "labels.csv", InputError) is None
+
+
 # Recipes
 
 RECIPES = [path.read_bytes() for path in sorted(recipe.RECIPES.glob("*.toml"))]
@@ -350,6 +358,7 @@ def test_recipes(read_within_bounds, data):
         b"seed = " + b"1" * 5000,
         b"backbone" + b".a" * 1500 + b" = 1",
         b"backbone" + b".a" * 100_000 + b" = 1",
+        b'"" = 1',
         b"time_limit = inf",  # a timer of that length fails in its thread
     ],
 )

@@ -201,7 +201,7 @@ def _read(path: Path) -> dict[str, Any]:
         repr(settings)  # RecursionError where tables lie in tables too deep for a message to show
         return settings
     except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists
-        raise InputError(f"{path} is not a recipe in TOML: {error}") from error
+        raise InputError(f"{path} is not TOML of settings: {error}") from error
 
 
 def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
