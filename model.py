@@ -1,6 +1,7 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ from keras import layers, ops
 from landmarks.networks.backbones import build_backbone
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
 from landmarks.running.command import InputError
-from landmarks.running.files import whole
+from landmarks.running.files import require_stored, whole
 from landmarks.running.settings import ModelSettings
 
 TOP_CLASSES = 10  # of the head that a predictor tells: those that re-ranking by the head may choose among
@@ -123,8 +124,13 @@ def load(path: Path) -> keras.Model:
     """
     try:
         with warnings.catch_warnings():
+            with zipfile.ZipFile(path) as archive:
+                require_stored(archive)
             warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
-            return keras.saving.load_model(path, safe_mode=True)
+            model = keras.saving.load_model(path, safe_mode=True)
+            if not isinstance(model, keras.Model):
+                raise TypeError(f"it holds a {type(model).__name__}")
+            return model
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
         raise InputError(
             f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"
@@ -135,8 +141,10 @@ def load_labels(path: Path) -> np.ndarray:
     """The landmark id of each class, (classes,) int64, from `labels.csv`. Raises InputError if it is malformed."""
     try:
         table = pd.read_csv(path, dtype="int64")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for one
+            raise ValueError("its rows have more cells than its first line")
         if table["class"].tolist() != list(range(len(table))):
             raise ValueError("the classes are not 0, 1, 2, ...")
         return table["landmark_id"].to_numpy()
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, OverflowError) as error:
         raise InputError(f"{path} is not the labels.csv of a model (class,landmark_id): {error}") from error

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from features import Features, save_features
@@ -20,6 +21,7 @@ from landmarks.running import command
 from landmarks.running.recipe import Recipe, from_flat
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project
+settings.register_profile("long", max_examples=1700)  # pytest --hypothesis-profile=long
 
 
 @pytest.hookimpl(wrapper=True)

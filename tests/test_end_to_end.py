@@ -337,7 +337,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
     (bad_csv / "metadata/train.csv").write_text("id,landmark\na,1\n")
     mirror = f"--mirror={tiny_mirror}"
     cases = [
-        ("recognition.py", tmp_path / "a", ["--mirror=http://127.0.0.1:9"], "network"),
+        ("recognition.py", tmp_path / "a", ["--mirror=http://127.0.0.1:9"], "check host and port"),
         ("recognition.py", tmp_path / "a", [f"--mirror={tmp_path}"], "no mirror"),
         ("recognition.py", tmp_path / "a", [f"--mirror={bad_csv}", *SETTINGS], "landmark_id"),
         ("recognition.py", tmp_path / "b", [mirror, *SETTINGS, "--min-images=99"], "--min-images"),

@@ -233,6 +233,10 @@ def _read(path: Path, offset: int, size: int, crc32: int) -> LocalFeatures:
         data = file.read(size)
     if zlib.crc32(data) != crc32:
         raise ValueError("its checksum is wrong")
-    if stated_bytes(io.BytesIO(data)) > len(data):
-        raise ValueError("it would be larger than the file")
-    return _unpack(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+    try:
+        if stated_bytes(io.BytesIO(data)) > len(data):
+            raise ValueError("it would be larger than the file")
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy raises almost anything on a damaged header
+        raise ValueError(str(error)) from error
+    return _unpack(array)

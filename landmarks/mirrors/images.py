@@ -1,5 +1,6 @@
 """Encoded photos to uint8 RGB arrays, whatever they are: CMYK, grey, palette, HEIC, rotated, huge or broken."""
 
+import re
 import warnings
 from contextlib import suppress
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow's oth
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 MAX_PIXELS = 250_000_000  # phones make 200 million; a progressive JPEG needs 6 bytes each while it is read
 MAX_DECODED_PIXELS = 100_000_000  # after DCT scaling
+SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")  # begins one of a JPEG; libjpeg knows no other form
+MAX_SCANS = 100  # encoders make about ten; each goes over all pixels, and says so in 30 bytes
 MAX_ASPECT = 4  # of a shrunk photo: a panorama takes no more space than four others
 if find_spec("pillow_heif"):  # an extra, for photos of phones; only its opener is taken
     from pillow_heif import register_heif_opener
@@ -38,6 +41,8 @@ def open_photo(data: bytes, size: int) -> Image.Image:
         if image.mode not in MODES:
             raise UnreadablePhoto(f"mode {image.mode} is not supported")
         pixels = image.width * image.height
+        if image.info.get("progressive") and len(SCAN.findall(data)) > MAX_SCANS:
+            raise UnreadablePhoto(f"more than {MAX_SCANS} scans")
         image.draft(None, (size, size))
         if pixels > MAX_PIXELS or image.width * image.height > MAX_DECODED_PIXELS:
             raise UnreadablePhoto(f"{pixels:,} pixels are too many")

@@ -18,6 +18,8 @@ MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCI
 MAX_PHOTO_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16  # a long name or a PAX header
 MAX_MEMBERS = 2**20  # they take 650 MB of memory; a shard of the public mirror has 8,192
+MAX_GLOBAL = 100  # records of PAX headers for all members: tarfile gives each member a copy
+LONG_NUMBER = re.compile(rb"\d{256}")  # tarfile of some Python versions looks for records in the square of its length
 
 
 def valid_id(identity: str) -> bool:
@@ -79,6 +81,8 @@ class TarShard:
             for count, member in enumerate(tar, 1):
                 if count > MAX_MEMBERS:
                     raise DamagedShard(f"more than {MAX_MEMBERS:,} members")
+                if len(tar.pax_headers) > MAX_GLOBAL:
+                    raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
                 if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
                     raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
                 end = tar.offset
@@ -131,7 +135,10 @@ class _Headers:
     def read(self, size: int) -> bytes:
         if size > MAX_HEADER_BYTES:
             raise DamagedShard(f"a header of {size:,} bytes")
-        return self.file.read(size)
+        data = self.file.read(size)
+        if LONG_NUMBER.search(data):
+            raise DamagedShard("a header with a number of 256 digits")
+        return data
 
 
 class FolderShard:

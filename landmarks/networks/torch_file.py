@@ -24,7 +24,7 @@ class _Tensor(NamedTuple):
     backward_hooks: OrderedDict
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class _TensorUnpickler(pickle._Unpickler):  # in Python: that in C makes room for as many objects as seven bytes name
     """Knows what a dictionary of float32 and int64 tensors needs, and refuses every other name: no code can run."""
 
     KNOWN = {

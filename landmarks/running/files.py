@@ -3,11 +3,18 @@
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from landmarks.running.command import InputError, check_stop
+
+
+def require_stored(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError if anything in it is compressed: ours never is, and of a stranger's 1 MB might become 1 GB."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise ValueError("what it holds is compressed")
 
 
 @contextmanager

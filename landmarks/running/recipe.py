@@ -39,6 +39,9 @@ else:
     import tomli as tomllib
 
 RECIPES = ROOT / "recipes"
+MAX_BYTES = (
+    2**14
+)  # of a TOML file, seven times what all settings take: a.a.a.a... costs tomllib the square of its length
 MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
@@ -191,15 +194,20 @@ def _find(recipe: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        settings = tomllib.loads(text.decode())
+        repr(settings)  # RecursionError where tables lie in tables too deep for a message to show
+        return settings
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists
+        raise InputError(f"{path} is not TOML of settings: {error}") from error
 
 
 def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
     """The recipe of settings by name. Raises InputError for an unknown name, which `source` has, or a wrong value."""
-    if unknown := next((name for name in settings if name not in SECTION_OF), None):
-        raise InputError(f"{source}: unknown setting {unknown}{_suggest(unknown)}")
+    if (unknown := next((name for name in settings if name not in SECTION_OF), None)) is not None:
+        raise InputError(f"{source}: unknown setting {unknown[:100]}{_suggest(unknown)}")
     sections: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         sections.setdefault(SECTION_OF[name], {})[name] = value

@@ -47,7 +47,7 @@ class RunSettings(Section):
     """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
     model_weights: list[Annotated[float, Field(gt=0)]] = []
     """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
-    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, exclude=True)
+    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""

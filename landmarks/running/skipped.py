@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+MAX_NAME = 200  # characters; a member of a tar may have 65,536, which as a cell are too many to be read back
+
 
 def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tuple[str, str]]) -> None:
     """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`; name one."""
@@ -16,7 +18,9 @@ def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tup
     lines = []
     for name, reason in passed_over:
         row = io.StringIO()
-        csv.writer(row, lineterminator="").writerow([split, shard, ascii(name)[1:-1], " ".join(reason.split())])
+        csv.writer(row, lineterminator="").writerow(
+            [split, shard, ascii(name[:MAX_NAME])[1:-1], " ".join(reason.split())]
+        )
         lines.append(row.getvalue())
     new = [line for line in dict.fromkeys(lines) if line not in known]
     if new:

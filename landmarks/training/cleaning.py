@@ -24,6 +24,8 @@ def read_clean(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)[["landmark_id", "images"]]
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for one
+            raise ValueError("its rows have more cells than its first line")
         landmarks = table["landmark_id"].astype("int64")
         faulty = [not IMAGES_CELL.fullmatch(cell) for cell in table["images"]]
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:

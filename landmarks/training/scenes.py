@@ -12,7 +12,7 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.running import command
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import whole
+from landmarks.running.files import require_stored, whole
 from landmarks.running.skipped import record_skipped
 
 CATEGORY_LINE = re.compile(r"/\S+\s+([12])\s*")  # `/a/airfield 2`; 1: indoor, 2: outdoor
@@ -76,6 +76,8 @@ def _open_keras(path: Path):
     command.prepare_backend()
     import keras
 
+    with zipfile.ZipFile(path) as archive:
+        require_stored(archive)
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     return model.predict_on_batch, model.input_shape
 
@@ -134,5 +136,5 @@ def _load_votes(path: Path) -> pd.DataFrame | None:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return pd.DataFrame({"id": arrays["ids"], "votes": arrays["votes"]})
-    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # numpy and zipfile raise almost anything on a damaged file
         return None

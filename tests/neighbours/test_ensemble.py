@@ -88,7 +88,7 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
     calls = []
 
     def fake_embed(predictor, landmarks, mirror, split, work, settings, image_size, batch_size, shards):
-        calls.append((predictor, landmarks, work.name, image_size, shards, mirror, split))
+        calls.append((predictor, landmarks.tolist(), work.name, image_size, shards, mirror, split))
         return None if shards and split == "index" else [tmp_path / work / split / "images_000.npz"]
 
     folders = [tmp_path / name for name in "AB"]
@@ -101,13 +101,14 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
             write(folder / split, "images_000", ["a"], np.eye(2)[:1])
     monkeypatch.setattr(ensemble.models, "load", lambda path: f"model of {path.parent.name}")
     monkeypatch.setattr(ensemble.models, "predictor", lambda model, mirrored: model)
-    monkeypatch.setattr(ensemble.models, "load_labels", lambda path: f"labels of {path.parent.name}")
+    labels = {"A": np.array([10, 20]), "B": np.array([20, 30])}
+    monkeypatch.setattr(ensemble.models, "load_labels", lambda path: labels[path.parent.name])
     monkeypatch.setattr(features, "embed", fake_embed)
     run = RunSettings(work=tmp_path / "A+B", models=folders)
     found = ensemble.embed(run, "mirror", ["test", "index"])
     assert found == {split: [tmp_path / f"A+B/features/{split}/images_000.npz"] for split in ("test", "index")}
     assert calls == [
-        (f"model of {name}", f"labels of {name}", name, size, "", "mirror", split)
+        (f"model of {name}", labels[name].tolist(), name, size, "", "mirror", split)
         for name, size in (("A", 64), ("B", 96))
         for split in ("test", "index")
     ]
