@@ -270,7 +270,10 @@ class Trainer:
             try:
                 model = models.load(path)
                 with zipfile.ZipFile(path) as archive:
-                    return model, json.loads(archive.read("progress.json"))
+                    progress = json.loads(archive.read("progress.json"))
+                if path == self.previous:
+                    self.checkpoint.unlink(missing_ok=True)  # else it would take this one's place at the next one
+                return model, progress
             except (InputError, KeyError, ValueError, zipfile.BadZipFile) as error:
                 if path == there[-1]:
                     raise InputError(f"{path} cannot be gone on from ({error}); delete it to begin again") from error
