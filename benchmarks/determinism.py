@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.embed:
         photos, out = arguments.embed
-        return np.savez(out, **embed(np.load(photos), arguments.steps))
+        return np.savez(out, allow_pickle=False, **embed(np.load(photos), arguments.steps))
 
     from landmarks.mirrors.images import decode
     from landmarks.running.settings import ModelSettings
@@ -76,7 +76,7 @@ def main() -> None:
         photos, out, first = Path(folder) / "photos.npy", Path(folder) / "embeddings.npz", None
         np.save(photos, np.stack([decode(photo(url), ModelSettings().image_size) for url in urls]))
         for way, environment in WAYS.items():
-            command = [sys.executable, __file__, "--embed", photos, out, "--steps", str(arguments.steps)]
+            command = [sys.executable, __file__, "--embed", str(photos), str(out), "--steps", str(arguments.steps)]
             subprocess.run(command, env=os.environ | environment, check=True)
             found = dict(np.load(out))
             first = first or found
