@@ -83,6 +83,10 @@ def check(recipe: Recipe) -> None:
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if recipe.verification.verify != "off":
+        from landmarks.local_features import decision
+
+        decision.require(run, recipe.model, recipe.verification)
     if not any((folder / name).exists() for folder in run.folders for name in ("model.keras", "checkpoint.keras")):
         from landmarks.networks import backbones
         from landmarks.training import selection
@@ -91,10 +95,6 @@ def check(recipe: Recipe) -> None:
         backbones.find_backbone(recipe.model.backbone)
         if recipe.model.weights != "none":
             backbones.build_backbone(recipe.model.backbone, recipe.model.weights)
-    if recipe.verification.verify != "off":
-        from landmarks.local_features import decision
-
-        decision.require(run, recipe.model, recipe.verification)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from landmarks.running.command import InputError, check_stop
 
@@ -58,9 +59,9 @@ def require_space(folder: Path, size: float, what: str) -> None:
 def make_writable(folder: Path) -> None:
     """Make a folder if need be and try to write in it. Raises InputError when that cannot be."""
     try:
-        with whole(folder / f"try-{os.getpid()}") as part:
-            part.touch()
-        (folder / f"try-{os.getpid()}").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # which leaves no name behind, even when it is killed here
+            pass
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); give another folder or mend it") from error
 

@@ -155,6 +155,10 @@ def selected(names: list[str], shards: str) -> list[str]:
     return names[begin:end]
 
 
+class Described(BaseSettings, use_attribute_docstrings=False):
+    """Of fields that have their descriptions: pydantic looks through every module for the source of a made class."""
+
+
 def _parse(arguments: list[str]) -> dict[str, Any]:
     """What a command line gives, by name. With --help: print the settings by section, and exit."""
     groups: dict[str, Any] = {}
@@ -166,7 +170,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
         groups.get(section or "", parser).add_argument(*flags, dest=dest, **options)
 
     # The fields of the last base come first.
-    bases: tuple[type, ...] = (*reversed(SECTIONS.values()), BaseSettings)
+    bases: tuple[type, ...] = (*reversed(SECTIONS.values()), Described)
     try:
         return CliSettingsSource(
             create_model("Settings", __base__=bases, __doc__="Settings of recognition.py and retrieval.py."),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tiny  # noqa: F401  the backbone
 from conftest import recipe_with
 
 from landmarks.mirrors.open import open_mirror
@@ -152,7 +153,7 @@ def test_without_a_pair_held_out_the_last_model_is_kept(run, recipe, monkeypatch
 
 def small_training(tiny_mirror, work, **settings):
     recipe = recipe_with(
-        mirror=str(tiny_mirror), work=work, backbone="MobileNet", weights="none", image_size=32, crop=1, batch_size=8,
+        mirror=str(tiny_mirror), work=work, backbone="Tiny", weights="none", image_size=32, crop=1, batch_size=8,
         epochs=1, **settings,
     )  # fmt: skip
     mirror = open_mirror(recipe.source.mirror)
