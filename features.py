@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,7 +18,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.running.arrays import open_npz
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import md5, whole
+from landmarks.running.files import md5, require_space, whole
 from landmarks.running.recipe import selected
 from landmarks.running.settings import EmbeddingSettings
 from landmarks.running.skipped import record_skipped, skipped_photos
@@ -229,6 +230,8 @@ def embed(
     if absent:  # what was left out of a file as another had it may be there no more
         absent = [name for name in names if name in absent or made_from(files[name]).endswith(LESS)]
     todo = [name for name in absent if name in selected(names, shards)]
+    size = len(ids) * len(todo) / max(len(names), 1) * _size_of_a_photo(predictor)
+    require_space(work, size, f"the features of {split} take")
     for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
         features = _embed_shard(predictor, landmarks, split, shard, listed, work, image_size, batch_size)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
@@ -279,6 +282,12 @@ def _leave_out_repeated(files: list[Path], split: str, work: Path) -> None:
             save_features(path, take(features, ~those), made_from(path).removesuffix(LESS) + LESS)
             reason = "id is in a shard before this one"
             record_skipped(work, split, path.stem, [(identity, reason) for identity in features.ids[those].tolist()])
+
+
+def _size_of_a_photo(predictor: "keras.Model") -> int:
+    """Bytes in its features file: an id of 16 characters, a float16 embedding, and no more than 8 for other values."""
+    values = {name: math.prod(output.shape[1:]) for name, output in predictor.output.items()}
+    return 16 * 4 + 2 * values.pop("embedding") + 8 * sum(values.values())
 
 
 def _embed_shard(

@@ -3,6 +3,7 @@ import shutil
 import tracemalloc
 import zipfile
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,18 @@ def test_the_same_photos_at_another_address_are_not_embedded_again(tmp_path, ser
     mirrors = [open_mirror(place, tmp_path / f"cache-{number}") for number, place in enumerate((first, second))]
     made = [[path.stat().st_ino for path in embed(colours(), mirror, "test", work)] for mirror in mirrors]
     assert made[0] == made[1]
+
+
+def test_without_room_for_them_no_photo_is_embedded(tmp_path, monkeypatch):
+    tree(tmp_path / "mirror", "test", 10)
+    mirror = open_mirror(str(tmp_path / "mirror"))
+    ids_and_embeddings = 10 * (16 * 4 + 3 * 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=ids_and_embeddings))
+    with pytest.raises(InputError, match="no space left on the disk: the features of test take"):
+        embed(colours(), mirror, "test", tmp_path / "work")
+    assert not list(tmp_path.glob("work/**/*.npz"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2 * ids_and_embeddings))
+    assert embed(colours(), mirror, "test", tmp_path / "work")
 
 
 def test_embeddings_that_are_not_finite_are_told_and_not_written(tmp_path):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from landmarks.mirrors.addresses import PublicAdapter
 from landmarks.mirrors.outages import PATIENCE, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import require_space
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
@@ -198,6 +199,7 @@ class _Transfer:
                 self._begin_again("the server sent another range than the one asked for")
             if (total or 0) > self.limit:
                 raise InputError(f"{self.url} is {total:,} bytes; more than {self.limit:,} are not accepted")
+            require_space(self.part.parent, (total or begin) - begin, f"the rest of {self.url} takes")
             # Without it, a file that changes between two tries would be glued together from both versions.
             weak = response.headers.get("ETag", "W/").startswith("W/")
             unchanged = response.headers.get("Last-Modified" if weak else "ETag")

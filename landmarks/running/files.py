@@ -46,12 +46,16 @@ def _to_disk(path: Path) -> None:
 
 
 def require_space(folder: Path, size: float, what: str) -> None:
-    """Raise InputError unless there are `size` bytes free where `folder` is, before they are begun to be written."""
+    """Raise InputError unless there are `size` bytes free where `folder` is, before they are begun to be written.
+
+    Args:
+        what: with its verb, like "a checkpoint takes".
+    """
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if size > free:
         raise InputError(
-            f"no space left on the disk: {what} takes {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free in {folder}; "
+            f"no space left on the disk: {what} {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free in {folder}; "
             "free some and run the same command again"
         )
 

@@ -287,7 +287,7 @@ class Trainer:
         size = self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
         if size > shutil.disk_usage(self.run.work).free:
             self.previous.unlink(missing_ok=True)  # the last one was read or written whole
-        require_space(self.run.work, size, "a checkpoint")
+        require_space(self.run.work, size, "a checkpoint takes")
         with whole(self.checkpoint) as part:
             self.model.save(part)
             with zipfile.ZipFile(part, "a") as archive:

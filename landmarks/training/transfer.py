@@ -6,6 +6,7 @@ this stage, so they are computed once and kept on disk, a file a shard.
 Source: Chollet, "Building powerful image classification models using very little data", The Keras Blog, 2016.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from features import Features, is_whole, load_features, save_features
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import require_space
 from landmarks.running.settings import ModelSettings
 from landmarks.running.skipped import record_skipped
 
@@ -56,6 +58,8 @@ def write_features(
     """
     files = {name: folder(work) / f"{name}.npz" for name in names}
     todo = [name for name, path in files.items() if not is_whole(path)]
+    size = 2 * len(classes) * len(todo) / len(names) * math.prod(backbone.output["features"].shape[1:])
+    require_space(work, size, "the bottleneck features take")
     for shard in tqdm(mirror.stream("train", todo), "bottleneck", len(todo), unit=" shards", disable=not todo):
         wanted = [identity for identity in shard.ids if identity in classes.index]
         batches = Batches(shard, wanted, image_size, batch_size)

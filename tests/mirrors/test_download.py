@@ -3,6 +3,7 @@ import gzip
 import os
 import tracemalloc
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from conftest import Handler
@@ -201,6 +202,16 @@ def test_too_large_a_file_is_refused(server, tmp_path):
         download.download(f"{server.url}/file", tmp_path / "file", limit=1000)
     with pytest.raises(OSError, match="not accepted"):
         download.read(f"{server.url}/file", limit=1000, allow_private=True)
+
+
+def test_without_room_for_the_rest_nothing_more_is_written(server, tmp_path, monkeypatch):
+    (tmp_path / "file.part").write_bytes(BODY[:2_000_000])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=999_999))
+    with pytest.raises(InputError, match="no space left on the disk: the rest of .*/file takes 0.001 GB"):
+        download.download(f"{server.url}/file", tmp_path / "file", resume=True)
+    assert (tmp_path / "file.part").stat().st_size == 2_000_000
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    assert download.download(f"{server.url}/file", tmp_path / "file", resume=True)
 
 
 def test_a_stop_request_ends_it_and_keeps_the_part(server, tmp_path):

@@ -111,6 +111,15 @@ def test_the_files_hold_the_features_of_whole_photos_that_have_a_class(recipe):
     assert seen == set(half.index)
 
 
+def test_without_room_for_them_no_features_are_made(recipe, monkeypatch):
+    mirror, names, classes = prepared(recipe)
+    backbone, _ = transfer.divide(recipe.model, build(recipe))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=len(classes) * 2 * 2 * 12 * 2 - 1))
+    with pytest.raises(InputError, match="no space left on the disk: the bottleneck features take"):
+        write_features(recipe, mirror, names, classes, backbone)
+    assert not list(recipe.run.work.rglob("*.npz"))
+
+
 def test_the_top_learns_and_leaves_the_backbone_alone(recipe):
     mirror, names, classes = prepared(recipe)
     recipe = recipe_with(recipe, bottleneck_epochs=20, checkpoint_minutes=60)
