@@ -14,7 +14,7 @@ import pandas as pd
 
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import expansion, rerank, search, voting
+from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
 from landmarks.neighbours.search import Neighbours
 from landmarks.running import command
 from landmarks.running import recipe as recipes
@@ -72,7 +72,7 @@ def retrieve(recipe: Recipe) -> None:
 
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> Neighbours:
-    """The index photos nearest to each test photo, as many as are needed, after expansion where that is wanted."""
+    """The index photos nearest to each test photo, as many as are needed, by the settings that need embeddings."""
     queries, index, parts = files["test"], files["index"], run.index_parts
     if settings.database_augmentation:
         folder = run.work / "expanded/index"
@@ -80,9 +80,23 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     if settings.query_expansion:
         folder = run.work / "expanded/test"
         queries = expansion.expand(queries, index, folder, settings.query_expansion, parts=parts)
-    most = submissions.MAX_NEIGHBOURS
-    depth = max(settings.rerank_depth, most) if settings.rerank else most
-    return search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    by_neighbours = settings.rerank_neighbours != "none"
+    depth = max(
+        submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
+    )
+    found = search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    if not by_neighbours:
+        return found
+    keep = run.work / "neighbours/by-neighbours"
+    if settings.rerank_neighbours == "superglobal":
+        return neighbourhood.superglobal(
+            queries, index, found, settings.neighbours_depth, keep,
+            settings.superglobal_count, settings.superglobal_weight, parts,
+        )  # fmt: skip
+    return neighbourhood.reciprocal(
+        queries, index, found, settings.neighbours_depth, keep,
+        settings.reciprocal_count, settings.reciprocal_expansion, settings.reciprocal_weight, parts,
+    )  # fmt: skip
 
 
 def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list[pd.DataFrame]:

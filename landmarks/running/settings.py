@@ -295,6 +295,21 @@ class RetrievalSettings(Section):
     """add so many nearest index photos to each query, weighted, and search again; 0: do not"""
     database_augmentation: int = Field(0, ge=0)
     """add so many nearest index photos to each index photo before the search; 0: do not"""
+    rerank_neighbours: Literal["none", "superglobal", "reciprocal"] = "none"
+    """re-rank neighbours by how they lie to each other, before their landmarks do; superglobal: embeddings refined by
+    those near to them; reciprocal: k-reciprocal, by neighbours in common, which searches the index for its own too"""
+    neighbours_depth: int = Field(300, ge=1)
+    """neighbours that rerank_neighbours re-ranks"""
+    superglobal_count: int = Field(9, ge=0)
+    """photos near to a neighbour that refine it"""
+    superglobal_weight: float = Field(0.15, ge=0)
+    """what their similarities are multiplied by when they are added"""
+    reciprocal_count: int = Field(20, ge=1)
+    """nearest photos that can be reciprocal neighbours"""
+    reciprocal_expansion: int = Field(5, ge=1)
+    """nearest photos that the sets of reciprocal neighbours are averaged over"""
+    reciprocal_weight: float = Field(0.3, ge=0, le=1)
+    """the part of the plain similarity; the rest is what the sets have in common"""
     rerank_inliers: int = Field(0, ge=0)
     """the first so many neighbours come nearer by the inliers of their local features; 0: none does"""
 
