@@ -1,6 +1,8 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ from keras import layers, ops
 
 from landmarks.networks.backbones import blocks, build_backbone
 from landmarks.networks.hub import is_foreign
-from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
+from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, Shrink, unit
 from landmarks.networks.saved import read_model
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
@@ -29,7 +31,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     """(B, H, W, 3) uint8 RGB photos to what the loss takes; the layer "embedding" holds their (B, D) embeddings.
 
     That is for "softmax" the logits (B, classes), for "arcface" the cosines to the centres (B, classes), for
-    "triplet" the embeddings themselves; all float32.
+    "triplet" and "none" the embeddings themselves; all float32.
 
     Raises:
         InputError: no such backbone, or its weights cannot be had.
@@ -55,7 +57,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     x = Normalization.like(preprocess_input, name="normalization")(x)
     x = base(x)
     size = settings.embedding_size
-    pooling = {"name": "pooling" if size else "embedding"}
+    pooling: dict[str, Any] = {"name": "pooling" if size else "embedding"}
     if settings.pooling == "gem" and is_foreign(settings.backbone):
         pooling["signed"] = True
     x = POOLINGS[settings.pooling](**pooling)(x)
@@ -64,7 +66,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     elif size:
         x = layers.Dense(size, use_bias=False, name="projection")(x)
         x = layers.BatchNormalization(dtype="float32", name="embedding")(x)
-    if settings.loss == "triplet":
+    if settings.loss in ("triplet", "none"):
         return keras.Model(photos, layers.UnitNormalization(dtype="float32", name="unit")(x), name="recognition")
     x = layers.Dropout(settings.dropout, seed=seed)(x) if settings.dropout else x
     head = {
@@ -98,27 +100,52 @@ def _take_weights(backbone: keras.Model, path: Path) -> None:
         raise InputError(f"{path} does not hold weights of {backbone.name}: {str(error)[:300]}") from error
 
 
-def predictor(model: keras.Model, mirrored: bool = False) -> keras.Model:
+def predictor(
+    model: keras.Model, mirrored: bool = False, sizes: Sequence[int] = (), scale_pooling: str = "mean"
+) -> keras.Model:
     """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best classes of the head.
 
     `landmark` and `score`, (B,), are the class with the largest probability or cosine, int, and that value;
     `top_landmark` and `top_score`, (B, 10), the ten best, or all where there are fewer. A model without a head has only
     embeddings. With `mirrored`, embeddings and head are means over the photo and its mirror image.
+
+    Args:
+        sizes: sides at which each photo is seen, in pixels; photos come with the largest. None: as they come, once.
+        scale_pooling: how the L2-normalised embeddings of the sizes become one: "mean"; "gem", their generalized mean
+            with p = 3, of negative ones too; or "side_by_side".
     """
     has_head = any(layer.name == "landmark" for layer in model.layers)
     output = model.output
     if has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
-    photos = keras.Input(model.input.shape[1:], dtype=model.input.dtype)
-    views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
-    outputs = {"embedding": unit(sum(unit(embedding) for embedding, _ in views))}
+    shape = (max(sizes), max(sizes), 3) if sizes else model.input.shape[1:]
+    photos = keras.Input(shape, dtype=model.input.dtype)
+    embeddings, heads = [], []
+    for size in sizes or (shape[0],):
+        image = photos if size == shape[0] else Shrink(size)(photos)
+        views = [both(image), both(ops.flip(image, axis=2))] if mirrored else [both(image)]
+        embeddings.append(unit(sum(unit(embedding) for embedding, _ in views)))
+        heads += [scores for _, scores in views]
+    outputs = {"embedding": unit(POOL_SCALES[scale_pooling](embeddings))}
     if has_head:
-        head = sum(scores for _, scores in views) / len(views)
+        head = sum(heads) / len(heads)
         top_score, top_landmark = ops.top_k(head, min(TOP_CLASSES, head.shape[-1]))
         outputs |= {"landmark": ops.argmax(head, axis=-1), "score": ops.max(head, axis=-1)}
         outputs |= {"top_landmark": top_landmark, "top_score": top_score}
     return keras.Model(photos, outputs)
+
+
+def _generalized_mean(embeddings: list) -> keras.KerasTensor:
+    cubes = sum(embedding**3 for embedding in embeddings) / len(embeddings)
+    return ops.sign(cubes) * ops.abs(cubes) ** (1 / 3)
+
+
+POOL_SCALES: dict[str, Callable[[list], keras.KerasTensor]] = {
+    "mean": sum,
+    "gem": _generalized_mean,
+    "side_by_side": lambda embeddings: ops.concatenate(embeddings, axis=-1),
+}
 
 
 def _gives_logits(head: keras.Layer) -> bool:

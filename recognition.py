@@ -45,11 +45,12 @@ def recognise(recipe: Recipe) -> None:
     recipe.keep()
     if not run.models:
         train_model(recipe, mirror)
+        whiten(recipe, mirror)
     splits = ["test"] if recipe.recognition.recognizer == "head" and not verifies else ["test", "train"]
     splits += [split for group in references for split in group.splits if split not in splits]
     from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    files = ensemble.embed(run, mirror, splits)
+    files = ensemble.embed(run, recipe.embedding, mirror, splits)
     if files is None:
         return
     references = nonlandmarks.located(references, files, mirror.train(), run.index_parts, run.work / "penalty")
@@ -108,13 +109,29 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
         with whole(work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
-        model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
+        if recipe.model.loss == "none":
+            model = models.build_model(len(landmarks), recipe.model)
+        else:
+            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
         for name in (*CHECKPOINTS, "best.keras"):
             (work / name).unlink(missing_ok=True)
         validation.clear(work)
+
+
+def whiten(recipe: Recipe, mirror: Mirror) -> None:
+    """Find the whitening of the model, from the photos that were learnt, where that is wanted and not done."""
+    if recipe.embedding.whitening == "none":
+        return
+    from landmarks.neighbours import ensemble
+    from landmarks.training import selection
+
+    work = recipe.run.work
+    photos = selection.train_photos(recipe.photos, mirror, work)
+    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)])
 
 
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def retrieve(recipe: Recipe) -> None:
 
         decision.require(run, recipe.model, recipe.verification)
     by_train_photos = settings.rerank and recipe.recognition.recognizer != "head"
-    files = ensemble.embed(run, mirror, ["test", "index"] + ["train"] * by_train_photos)
+    files = ensemble.embed(run, recipe.embedding, mirror, ["test", "index"] + ["train"] * by_train_photos)
     if files is None:
         return
     neighbours = find(run, settings, files)

@@ -11,10 +11,11 @@ from conftest import identity, jpeg, make_mirror
 
 import features
 import model as models
-from features import Features, concatenate, load_features, outline, prepare_folder, save_features, take
+from features import Features, concatenate, load_features, outline, save_features, take
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running.command import InputError
+from landmarks.running.files import prepare_folder
 from landmarks.running.settings import EmbeddingSettings
 
 FEATURES = Features(

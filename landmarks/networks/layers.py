@@ -83,6 +83,33 @@ class Normalization(layers.Layer):
 
 
 @register
+class Shrink(layers.Layer):
+    """Photos at a smaller size: (B, S, S, 3) uint8 to (B, size, size, 3) uint8, each pixel the mean of those it covers.
+
+    As two products with a matrix, which every back end and XLA run; they have no common antialiased resizing.
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def build(self, shape):
+        edges = np.linspace(0, shape[1], self.size + 1)
+        pixels = np.arange(shape[1])
+        covered = np.minimum(pixels + 1, edges[1:, None]) - np.maximum(pixels, edges[:-1, None])
+        weights = np.maximum(covered, 0)
+        self.weights_of_pixels = (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+
+    def call(self, photos):
+        weights = ops.convert_to_tensor(self.weights_of_pixels)
+        rows = ops.einsum("sh,bhwc->bswc", weights, ops.cast(photos, "float32"))
+        return ops.cast(ops.round(ops.einsum("tw,bswc->bstc", weights, rows)), "uint8")
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+@register
 class GeM(layers.Layer):
     """Generalized-mean pooling with a learned power: (B, H, W, C) to (B, C) float32.
 

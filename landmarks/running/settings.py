@@ -149,9 +149,9 @@ class ModelSettings(Section):
     """keep a pretrained backbone's batch normalisation as it is: training is twice as fast on a CPU"""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
-    loss: Literal["softmax", "arcface", "triplet"] = "softmax"
+    loss: Literal["softmax", "arcface", "triplet", "none"] = "softmax"
     """softmax: cross-entropy over the landmarks; arcface: with sub-centres and a margin for each landmark; triplet: the
-    hardest ones of batches of similar landmarks, which need the mirror in a folder"""
+    hardest ones of batches of similar landmarks, which need the mirror in a folder; none: nothing is learnt"""
     subcentres: int = Field(3, ge=1)
     """ArcFace's centres of each landmark; the nearest one counts"""
 
@@ -164,6 +164,8 @@ class ModelSettings(Section):
     def _fit_together(self) -> "ModelSettings":
         if self.pooling == "flatten" and self.crop < 1:
             raise ValueError("flatten needs photos of one size: --crop 1")
+        if self.loss == "none" and self.embedding_size:
+            raise ValueError("--loss none leaves all weights as they are, random ones too: --embedding-size 0")
         return self
 
 
@@ -237,8 +239,31 @@ class TrainingSettings(Section):
 class EmbeddingSettings(Section):
     """photos to embeddings"""
 
+    free = True
+
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
+    """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
+    scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"
+    """how the embeddings of the scales become one: their mean, their generalized mean with power 3, or all of them"""
+    whitening: Literal["none", "pca", "lda", "learned"] = "none"
+    """scale the directions of the embeddings, after training, by how much they vary; pca: over all train photos; lda:
+    over those of one landmark; learned: over the pairs of one landmark"""
+    dimensions: int = Field(0, ge=0)
+    """dimensions that whitening leaves, those that tell most; 0: all"""
+    whitening_photos: int = Field(50_000, ge=2)
+    """train photos that whitening is found from, at most, to the nearest shard; it takes some GB for each 100,000"""
+
+    def sizes(self, image_size: int) -> list[int]:
+        """The sides in pixels."""
+        return [round(scale * image_size) for scale in self.scales]
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "EmbeddingSettings":
+        if self.dimensions and self.whitening == "none":
+            raise ValueError("--dimensions are those that whitening leaves: --whitening pca, lda or learned")
+        return self
 
 
 class RecognitionSettings(Section):

@@ -232,7 +232,7 @@ def test_calibrating_with_little_disk(trained, capsys):
     everything = size_on_disk(recipes.of(trained))
     recipe = recipe_with(recipes.of(trained), local_gigabytes=0.8 * everything / 1e9)
     recipe.keep()
-    mirror, files = open_mirror(recipe.source.mirror), ensemble.embed(recipe.run, None, ["train"])
+    mirror, files = open_mirror(recipe.source.mirror), ensemble.embed(recipe.run, recipe.embedding, None, ["train"])
     train = mirror.train()["id"].tolist()
     wanted = {train[-1]: train[:2], train[-2]: train[2:4], train[3]: train[1:3]}
     photos, others, compared = features_of(recipe.run, recipe.verification, mirror, files, ("train", "train"), wanted)

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from landmarks.networks import layers
-from landmarks.networks.layers import GeM, Normalization, RandomCropFlip
+from landmarks.networks.layers import GeM, Normalization, RandomCropFlip, Shrink
 
 
 def photos(count=4, size=40):
@@ -31,6 +31,16 @@ def test_a_crop_is_a_mirrored_or_plain_square_of_its_own_photo():
 def test_no_crop_and_no_flip_change_nothing():
     images = photos()
     np.testing.assert_array_equal(ops.convert_to_numpy(RandomCropFlip(0, False)(images, training=True)), images)
+
+
+def test_each_pixel_of_a_smaller_photo_is_the_mean_of_those_it_covers():
+    images = photos(size=12)
+    means = images.reshape(4, 4, 3, 4, 3, 3).mean(axis=(2, 4)).round()
+    np.testing.assert_array_equal(ops.convert_to_numpy(Shrink(4)(images)), means)
+    # 12 pixels to 8: each covers one of them, and half of the next or the one before.
+    weights = np.kron(np.eye(4), [[1, 0.5, 0], [0, 0.5, 1]]) / 1.5
+    expected = np.einsum("sh,bhwc,tw->bstc", weights, images, weights)
+    assert np.abs(ops.convert_to_numpy(Shrink(8)(images)) - expected).max() <= 0.501
 
 
 @pytest.mark.parametrize("module", ["resnet", "resnet_v2", "vgg16", "mobilenet_v2", "efficientnet", "densenet"])

@@ -23,7 +23,7 @@ def test_small_is_the_default():
 def test_every_shipped_recipe_is_valid():
     names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
     published = {"softmax", "triplet", "arcface", "bottleneck"}
-    assert set(names) == published | {"small", "small-triplet", "small-arcface", "small-bottleneck"}
+    assert set(names) == published | {"small", "small-triplet", "small-arcface", "small-bottleneck", "small-frozen"}
     for name in names:
         assert load(["--recipe", name]).run.recipe == name
 
