@@ -18,6 +18,7 @@ from landmarks.networks.backbones import blocks, build_backbone, check
 from landmarks.networks.layers import Normalization
 from landmarks.networks.presets import PresetBackbone
 from landmarks.running.command import InputError
+from landmarks.running.recipe import load
 from landmarks.running.settings import ModelSettings
 
 keras_hub = pytest.importorskip("keras_hub", reason="pip install -r requirements-hub.txt", exc_type=ImportError)
@@ -298,3 +299,13 @@ def test_a_model_that_needs_keras_hub_says_so(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(InputError, match="pip install -r requirements-hub.txt"):
         models.load(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize(("recipe", "patch"), [("dinov2-small", 14), ("dinov3", 16), ("dinov3-arcface", 16)])
+def test_the_recipes_see_whole_patches(recipe, patch):
+    found = load([f"--recipe={recipe}"])
+    preset = found.model.backbone.removeprefix("hub:")
+    if preset not in keras_hub.models.Backbone.presets:
+        pytest.skip(f"this KerasHub has no {preset}")
+    sizes = [*found.embedding.sizes(found.model.image_size), found.model.crop_size * (found.model.loss != "none")]
+    assert not any(size % patch for size in sizes)
