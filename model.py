@@ -1,19 +1,20 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
-import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
 
-from landmarks.networks.backbones import build_backbone
+from landmarks.networks.backbones import blocks, build_backbone
+from landmarks.networks.hub import is_foreign
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, Shrink, unit
+from landmarks.networks.saved import read_model
 from landmarks.running.command import InputError
-from landmarks.running.files import require_stored, whole
+from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings
 
 TOP_CLASSES = 10  # of the head that a predictor tells: those that re-ranking by the head may choose among
@@ -22,6 +23,7 @@ POOLINGS = {
     "average": layers.GlobalAveragePooling2D,
     "gem": GeM,
     "flatten": layers.Flatten,
+    "token": layers.GlobalAveragePooling2D,  # the map is the class token alone
 }
 
 
@@ -36,14 +38,15 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     """
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(settings.precision)
-    base, preprocess_input = build_backbone(settings.backbone, settings.weights)
+    base, preprocess_input = build_backbone(settings)
     if settings.weights.endswith(".keras"):
         _take_weights(base, Path(settings.weights))
     is_pretrained = settings.weights != "none"
-    for number, layer in enumerate(base.layers):
-        normalises = isinstance(layer, layers.BatchNormalization)
-        if number < settings.freeze or (settings.freeze_batch_norm and is_pretrained and normalises):
-            layer.trainable = False
+    for number, block in enumerate(blocks(base)):
+        for layer in block._flatten_layers():
+            normalises = isinstance(layer, layers.BatchNormalization)
+            if number < settings.freeze or (settings.freeze_batch_norm and is_pretrained and normalises):
+                layer.trainable = False
     side = settings.image_size if settings.pooling == "flatten" else None
     photos = keras.Input((side, side, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(settings.crop_size, settings.flip, seed, name="augmentation")(photos)
@@ -54,7 +57,10 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     x = Normalization.like(preprocess_input, name="normalization")(x)
     x = base(x)
     size = settings.embedding_size
-    x = POOLINGS[settings.pooling](name="pooling" if size else "embedding")(x)
+    pooling: dict[str, Any] = {"name": "pooling" if size else "embedding"}
+    if settings.pooling == "gem" and is_foreign(settings.backbone):
+        pooling["signed"] = True
+    x = POOLINGS[settings.pooling](**pooling)(x)
     if size and settings.embedding_layer == "relu":
         x = layers.Dense(size, activation="relu", name="embedding")(x)
     elif size:
@@ -68,6 +74,22 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
         "arcface": CosineHead(classes, settings.subcentres, name="landmark"),
     }
     return keras.Model(photos, head[settings.loss](x), name="recognition")
+
+
+def learning_rates(model: keras.Model, decay: float) -> list[float]:
+    """What the learning rate of each trained variable is multiplied by: `decay` once more at each block of a backbone.
+
+    What follows the backbone learns at the full rate, and so does the normalisation that ends it.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020; Bao, Dong, Wei, "BEiT", ICLR 2022, for images.
+    """
+    rates: dict[int, float] = {}
+    rate = 1.0
+    for block in reversed(blocks(next(layer for layer in model.layers if isinstance(layer, keras.Model)))):
+        if block.weights and not isinstance(block, layers.LayerNormalization | layers.BatchNormalization):
+            rate *= decay
+        rates |= {id(variable): rate for variable in block.variables}
+    return [rates.get(id(variable), 1.0) for variable in model.trainable_variables]
 
 
 def _take_weights(backbone: keras.Model, path: Path) -> None:
@@ -146,17 +168,13 @@ def save(model: keras.Model, path: Path) -> None:
 def load(path: Path) -> keras.Model:
     """Load a .keras file of this project, with its optimizer's state, without running code from it.
 
-    Raises InputError if it is none, or holds variables that Keras would pass over with a warning.
+    Raises InputError if it is none, holds variables that Keras would pass over with a warning, or needs KerasHub, which
+    is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            with zipfile.ZipFile(path) as archive:
-                require_stored(archive)
-            warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
-            model = keras.saving.load_model(path, safe_mode=True)
-            if not isinstance(model, keras.Model):
-                raise TypeError(f"it holds a {type(model).__name__}")
-            return model
+        return read_model(path)
+    except InputError:
+        raise
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
         raise InputError(
             f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"

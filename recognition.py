@@ -93,9 +93,7 @@ def check(recipe: Recipe) -> None:
         from landmarks.training import selection
 
         selection.check(recipe.photos, run.work)
-        backbones.find_backbone(recipe.model.backbone)
-        if recipe.model.weights != "none":
-            backbones.build_backbone(recipe.model.backbone, recipe.model.weights)
+        backbones.check(recipe.model)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:

@@ -174,7 +174,7 @@ def dense_features(
     """
     trained = work / "model.keras"
     if settings.delf_backbone:
-        own = {"backbone": settings.delf_backbone, "weights": settings.delf_weights}
+        own = {"backbone": settings.delf_backbone, "weights": settings.delf_weights, "pooling": "average"}
         try:
             start = models.build_model(classes, model.model_copy(update=own), seed)
         except InputError as error:

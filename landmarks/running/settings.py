@@ -119,17 +119,20 @@ class ModelSettings(Section):
     """the network: what it sees of a photo, its backbone, embedding and head"""
 
     backbone: str = "EfficientNetLite0"
-    """EfficientNetLite0 or the name of any model in keras.applications"""
+    """EfficientNetLite0, any model in keras.applications, a preset of KerasHub (hub:dinov2_small, hub:kaggle://..., its
+    folder hub:DIR, hf:USER/MODEL), or FILE.keras, a model that maps photos of 0 to 255 to a feature map or a vector"""
     weights: str = "imagenet"
-    """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
-    pooling: Literal["max", "average", "gem", "flatten"] = "average"
-    """how the feature map becomes the embedding; gem: generalized mean with a learned power; flatten: all of it"""
+    """the backbone's first weights: imagenet (of a preset its own), none, or a file: .keras (a model of this project),
+    .h5 or .weights.h5"""
+    pooling: Literal["max", "average", "gem", "flatten", "token"] = "average"
+    """how the feature map, or a transformer's patch tokens, becomes the embedding; gem: generalized mean with a learned
+    power; flatten: all of it; token: the class token instead"""
     embedding_size: int = Field(0, ge=0)
     """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
     embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
     """what follows in that layer"""
     freeze: int = Field(0, ge=0)
-    """first layers of the backbone that are not trained"""
+    """first layers of the backbone that are not trained; of a transformer the patch embedding is one, each block is"""
     image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
     crop: float = Field(0.75, gt=0, le=1)
@@ -184,6 +187,9 @@ class TrainingSettings(Section):
     """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
     warm_up: float = Field(0.0, ge=0)
     """mini-epochs in which the learning rate rises from 0"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """the learning rate of each block of the backbone is that of the one above it times this, and that of the last one
+    the head's; 1: all learn alike"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam, or sgd with momentum 0.9"""
     accumulate: int = Field(1, ge=1)
@@ -217,7 +223,7 @@ class TrainingSettings(Section):
         """The settings of a short training of its own within this one: Adam at its usual 1e-3."""
         usual = {
             "optimizer": "adam", "learning_rate": 1e-3, "schedule": "steps", "learning_rate_steps": {}, "warm_up": 0.0,
-            "accumulate": 1, "keep_best": False,
+            "accumulate": 1, "keep_best": False, "layer_decay": 1.0,
         }  # fmt: skip
         return self.model_copy(update={"epochs": epochs, **usual, **settings})
 

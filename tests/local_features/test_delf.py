@@ -134,7 +134,7 @@ def test_principal_axes_are_those_of_a_singular_value_decomposition():
     np.testing.assert_allclose(np.abs(np.sum(axes * expected[:4].T, axis=0)), 1, atol=1e-4)
 
 
-def backbone(name, weights):
+def backbone(_settings):
     """Two convolutions, so that a test takes a second."""
     photos = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(8, 8, strides=8, activation="relu", name="first")(photos)
@@ -188,7 +188,7 @@ def encoded(photo):
     return data.getvalue()
 
 
-def colours(name, weights):
+def colours(_settings):
     """The mean colour of each cell in 256 random directions."""
     photos = keras.Input((None, None, 3))
     x = keras.layers.AveragePooling2D(16)(photos)
