@@ -18,9 +18,10 @@ from landmarks.neighbours import expansion, neighbourhood, rerank, search, votin
 from landmarks.neighbours.search import Neighbours
 from landmarks.running import command
 from landmarks.running import recipe as recipes
+from landmarks.running.answer_settings import RetrievalSettings
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
-from landmarks.running.settings import RetrievalSettings, RunSettings
+from landmarks.running.settings import RunSettings
 from landmarks.scoring import scores, solutions, submissions
 
 

@@ -13,7 +13,8 @@ from landmarks.neighbours import neighbourhood
 from landmarks.neighbours.expansion import expand
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.search import Neighbours, search
-from landmarks.running.settings import RetrievalSettings, RunSettings
+from landmarks.running.answer_settings import RetrievalSettings
+from landmarks.running.settings import RunSettings
 from recognition import predict
 from retrieval import bring_nearer, find, labels, write_submission
 

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.running.settings import (
@@ -25,12 +26,9 @@ from landmarks.running.settings import (
     MirrorSettings,
     ModelSettings,
     PhotoSettings,
-    RecognitionSettings,
-    RetrievalSettings,
     RunSettings,
     Section,
     TrainingSettings,
-    VerificationSettings,
 )
 
 if sys.version_info >= (3, 11):
