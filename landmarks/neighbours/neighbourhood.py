@@ -21,7 +21,7 @@ Method = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def superglobal(
     query_files: list[Path], index_files: list[Path], neighbours: Neighbours, depth: int, keep: Path,
-    count: int = 9, weight: float = 0.15, parts: int = 1,
+    count: int = 3, weight: float = 0.5, parts: int = 1,
 ) -> Neighbours:  # fmt: skip
     """Re-rank each query's best `depth` by the global features of SuperGlobal, refined by those near to them.
 
@@ -59,7 +59,7 @@ def refine(query: np.ndarray, photos: np.ndarray, count: int, weight: float) -> 
 
 def reciprocal(
     query_files: list[Path], index_files: list[Path], neighbours: Neighbours, depth: int, keep: Path,
-    count: int = 20, expansion: int = 5, weight: float = 0.3, parts: int = 1,
+    count: int = 10, expansion: int = 3, weight: float = 0.3, parts: int = 1,
 ) -> Neighbours:  # fmt: skip
     """Re-rank each query's best `depth` by how many neighbours it shares with each: k-reciprocal encoding.
 

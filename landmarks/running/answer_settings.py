@@ -72,14 +72,14 @@ class RetrievalSettings(Section):
     those near to them; reciprocal: k-reciprocal, by neighbours in common, which searches the index for its own too"""
     neighbours_depth: int = Field(300, ge=1)
     """neighbours that rerank_neighbours re-ranks"""
-    superglobal_count: int = Field(9, ge=0)
-    """photos near to a neighbour that refine it"""
-    superglobal_weight: float = Field(0.15, ge=0)
-    """what their similarities are multiplied by when they are added"""
-    reciprocal_count: int = Field(20, ge=1)
-    """nearest photos that can be reciprocal neighbours"""
-    reciprocal_expansion: int = Field(5, ge=1)
-    """nearest photos that the sets of reciprocal neighbours are averaged over"""
+    superglobal_count: int = Field(3, ge=0)
+    """photos near to a neighbour that refine it; 9 as published, of the best 400"""
+    superglobal_weight: float = Field(0.5, ge=0)
+    """what their similarities are multiplied by when they are added; 0.15 as published"""
+    reciprocal_count: int = Field(10, ge=1)
+    """nearest photos that can be reciprocal neighbours; 20 as published"""
+    reciprocal_expansion: int = Field(3, ge=1)
+    """nearest photos that the sets of reciprocal neighbours are averaged over; 5 as published"""
     reciprocal_weight: float = Field(0.3, ge=0, le=1)
     """the part of the plain similarity; the rest is what the sets have in common"""
     rerank_inliers: int = Field(0, ge=0)
