@@ -219,8 +219,8 @@ def embed(
             there.append(name)
     rest = [name for name in todo if name not in there]
     for shard in tqdm(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
-        size = max(settings.sizes(image_size))
-        features = _embed_shard(predictor, landmarks, split, shard, listed, work, size, batch_size)
+        sizes = settings.sizes(image_size)
+        features = _embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
         if whitening:
             features = _whitened(features, whitening)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
@@ -299,7 +299,7 @@ def _embed_shard(
     shard: Shard,
     listed: set[str],
     work: Path,
-    image_size: int,
+    sizes: list[int],
     batch_size: int,
 ) -> Features:
     import model as models
@@ -307,14 +307,18 @@ def _embed_shard(
     ids: list[str] = []
     outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    batches = Batches(shard, [photo for photo in shard.ids if photo in listed], image_size, batch_size)
-    for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
+    photo_ids = [photo for photo in shard.ids if photo in listed]
+    of_size = [Batches(shard, photo_ids, size, batch_size) for size in sizes]
+    for batches in tqdm(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
         check_stop()
-        ids += some_ids
+        ids += batches[0][0]
+        photos = [images for _, images in batches] if len(sizes) > 1 else batches[0][1]
         for name, array in models.predict(predictor, photos, batch_size).items():
             if name in outputs:
                 outputs[name].append(array)
-    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *batches.unreadable])
+    if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
+        raise InputError(f"{split}/{shard.name}: some photos could be read at one size alone; run that command again")
+    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
     found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
     embeddings = found.pop("embedding").astype("float16")
     labels = {  # classes to landmark ids, and their scores

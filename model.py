@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from landmarks.networks.backbones import blocks, build_backbone
 from landmarks.networks.hub import is_foreign
-from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, Shrink, unit
+from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
 from landmarks.networks.saved import read_model
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
@@ -110,7 +110,8 @@ def predictor(
     embeddings. With `mirrored`, embeddings and head are means over the photo and its mirror image.
 
     Args:
-        sizes: sides at which each photo is seen, in pixels; photos come with the largest. None: as they come, once.
+        sizes: sides at which each photo is seen, in pixels: it takes a list of photos, (B, size, size, 3) each. None:
+            as they come, once.
         scale_pooling: how the L2-normalised embeddings of the sizes become one: "mean"; "gem", their generalized mean
             with p = 3, of negative ones too; or "side_by_side".
     """
@@ -119,12 +120,11 @@ def predictor(
     if has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
-    shape = (max(sizes), max(sizes), 3) if sizes else model.input.shape[1:]
-    photos = keras.Input(shape, dtype=model.input.dtype)
+    shapes = [(size, size, 3) for size in sizes] or [model.input.shape[1:]]
+    inputs = [keras.Input(shape, dtype=model.input.dtype) for shape in shapes]
     embeddings, heads = [], []
-    for size in sizes or (shape[0],):
-        image = photos if size == shape[0] else Shrink(size)(photos)
-        views = [both(image), both(ops.flip(image, axis=2))] if mirrored else [both(image)]
+    for photos in inputs:
+        views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
         embeddings.append(unit(sum(unit(embedding) for embedding, _ in views)))
         heads += [scores for _, scores in views]
     outputs = {"embedding": unit(POOL_SCALES[scale_pooling](embeddings))}
@@ -133,7 +133,7 @@ def predictor(
         top_score, top_landmark = ops.top_k(head, min(TOP_CLASSES, head.shape[-1]))
         outputs |= {"landmark": ops.argmax(head, axis=-1), "score": ops.max(head, axis=-1)}
         outputs |= {"top_landmark": top_landmark, "top_score": top_score}
-    return keras.Model(photos, outputs)
+    return keras.Model(inputs if sizes else inputs[0], outputs)
 
 
 def _generalized_mean(embeddings: list) -> keras.KerasTensor:
@@ -153,10 +153,17 @@ def _gives_logits(head: keras.Layer) -> bool:
     return isinstance(head, layers.Dense) and head.activation is not keras.activations.softmax
 
 
-def predict(predictor: keras.Model, photos: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """What `predictor` says of at most `batch_size` photos; a short batch is filled up, so that each has one shape."""
-    filled = np.concatenate([photos, np.zeros((batch_size - len(photos), *photos.shape[1:]), photos.dtype)])
-    return {name: np.asarray(array)[: len(photos)] for name, array in predictor.predict_on_batch(filled).items()}
+def predict(
+    predictor: keras.Model, photos: np.ndarray | Sequence[np.ndarray], batch_size: int
+) -> dict[str, np.ndarray]:
+    """What `predictor` says of at most `batch_size` photos, or of these at several sizes.
+
+    A short batch is filled up, so that each has one shape.
+    """
+    given = [photos] if isinstance(photos, np.ndarray) else photos
+    filled = [np.concatenate([some, np.zeros((batch_size - len(some), *some.shape[1:]), some.dtype)]) for some in given]
+    found = predictor.predict_on_batch(filled[0] if isinstance(photos, np.ndarray) else filled)
+    return {name: np.asarray(array)[: len(given[0])] for name, array in found.items()}
 
 
 def save(model: keras.Model, path: Path) -> None:

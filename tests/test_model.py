@@ -14,7 +14,6 @@ from conftest import ROOT
 from keras import ops
 
 import model as models
-from landmarks.networks.layers import Shrink
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
 
@@ -197,18 +196,16 @@ def test_weights_are_not_read_from_another_file(tmp_path):
 
 @pytest.mark.parametrize("scale_pooling", ["mean", "gem", "side_by_side"])
 def test_several_scales_are_pooled(scale_pooling):
-    model, images = build_small(backbone="Tiny"), photos(2, 64)
-    found = models.predict(models.predictor(model, False, [64, 32], scale_pooling), images, 2)
-    halves = ops.convert_to_numpy(Shrink(32)(images))
+    model, large, small = build_small(backbone="Tiny"), photos(2, 64), photos(2, 32)
+    found = models.predict(models.predictor(model, False, [64, 32], scale_pooling), [large, small], 4)
     single = models.predictor(model)
-    large, small = (models.predict(single, view, 2) for view in (images, halves))
-    both = np.stack([large["embedding"], small["embedding"]])
+    both = np.stack([models.predict(single, images, 4)["embedding"] for images in (large, small)])
     expected = {
         "mean": both.mean(0), "gem": np.cbrt((both**3).mean(0)), "side_by_side": np.concatenate(both, axis=1)
     }[scale_pooling]  # fmt: skip
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found["embedding"], expected, atol=2e-3)
-    heads = [softmax_of(model, view) for view in (images, halves)]
+    heads = [softmax_of(model, images) for images in (large, small)]
     np.testing.assert_allclose(found["score"], np.mean(heads, axis=0).max(axis=1), rtol=1e-3)
 
 

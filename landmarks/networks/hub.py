@@ -64,10 +64,11 @@ def _from_preset(preset: str, with_weights: bool) -> tuple[keras.Model, Any, Any
         kind, inputs = type(backbone).__name__, keras.tree.flatten(backbone.input)
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(f"{preset} is a {kind}, which takes no photos: name an image backbone")
+        shape: dict[str, Any] = {}
         if positions := getattr(backbone, "position_embedding_shape", None):
             shape = {"image_shape": (*positions[:2], 3)}
-        else:
-            shape = {} if kind in CHAINS else {"image_shape": (None, None, 3)}
+        elif kind not in CHAINS:
+            shape = {"image_shape": (None, None, 3)}
         if getattr(backbone, "data_format", "channels_last") != "channels_last":
             shape["data_format"] = "channels_last"
         if "data_format" in shape or shape and inputs[0].shape[1:] != shape["image_shape"]:

@@ -83,38 +83,6 @@ class Normalization(layers.Layer):
 
 
 @register
-class Shrink(layers.Layer):
-    """Photos at a smaller size, by bicubic interpolation as Pillow has it: (B, S, S, 3) to (B, size, size, 3), uint8.
-
-    As two products with a matrix, which every back end and XLA run; they have no common antialiased resizing.
-
-    Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, with a = -1/2, stretched.
-    """
-
-    def __init__(self, size: int, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
-
-    def build(self, shape):
-        step = shape[1] / self.size
-        distance = np.abs(np.arange(shape[1]) + 0.5 - (np.arange(self.size)[:, None] + 0.5) * step) / step
-        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-        weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
-        self.weights_of_pixels = (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
-
-    def call(self, photos):
-        weights = ops.convert_to_tensor(self.weights_of_pixels)
-        # Pillow clips the narrower photos, too.
-        narrow = ops.clip(ops.einsum("tw,bhwc->bhtc", weights, ops.cast(photos, "float32")), 0, 255)
-        pixels = ops.clip(ops.einsum("sh,bhtc->bstc", weights, narrow), 0, 255)
-        return ops.cast(ops.round(pixels), "uint8")
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
-
-
-@register
 class GeM(layers.Layer):
     """Generalized-mean pooling with a learned power: (B, H, W, C) to (B, C) float32.
 

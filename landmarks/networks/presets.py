@@ -61,7 +61,7 @@ class PresetBackbone(layers.Layer):
     def blocks(self) -> list[keras.Layer]:
         """What holds the weights, from the photos on: of a transformer the patch embedding and each block."""
         parts = [self.embedding, *self.chain] if self.is_transformer else self.backbone.layers
-        blocks = []
+        blocks: list[keras.Layer] = []
         for part in parts:
             is_encoder = hasattr(part, "num_layers") and part is not self.backbone
             blocks += part._flatten_layers(include_self=False, recursive=False) if is_encoder else [part]

@@ -64,7 +64,7 @@ def optimizer(settings: TrainingSettings, rates: list[float]) -> keras.optimizer
     return kind(settings.learning_rate, **options)
 
 
-class Layerwise:
+class Layerwise(keras.optimizers.Optimizer):
     """An optimizer whose variables learn at rates of their own: the learning rate times `rates`, one for each.
 
     A factor on gradients would not do, as Adam divides it out again. On PyTorch the variables are updated one
