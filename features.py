@@ -317,7 +317,9 @@ def _embed_shard(
             if name in outputs:
                 outputs[name].append(array)
     if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
-        raise InputError(f"{split}/{shard.name}: some photos could be read at one size alone; run that command again")
+        raise InputError(
+            f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
+        )
     record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
     found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
     embeddings = found.pop("embedding").astype("float16")
