@@ -268,7 +268,7 @@ def test_a_finished_extractor_is_kept_and_needs_no_training_with_the_norm(begin)
 def test_pca_takes_the_mean_off_and_projects(begin):
     recipe, mirror = begin("work")
     dense = delf.build(
-        layers.Normalization.like(preprocess_input), delf.stride_16_features(backbone("", "")[0]), delf.FeatureNorm()
+        layers.Normalization.like(preprocess_input), delf.stride_16_features(backbone(None)[0]), delf.FeatureNorm()
     )
     random = np.random.default_rng(0)
     mean, axes = random.normal(size=12).astype("float32"), random.normal(size=(12, 3)).astype("float32")
