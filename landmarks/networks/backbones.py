@@ -75,9 +75,8 @@ def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
 
 def blocks(base: keras.Model) -> list[keras.Layer]:
     """The layers of a backbone from the photos on: of a KerasHub transformer the patch embedding and each block."""
-    return [
-        block for layer in base.layers for block in (layer.blocks() if isinstance(layer, PresetBackbone) else [layer])
-    ]
+    preset = next((layer for layer in base.layers if isinstance(layer, PresetBackbone)), None)
+    return preset.blocks() if preset else base.layers
 
 
 def _as_they_are(photos):

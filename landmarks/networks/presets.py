@@ -1,5 +1,6 @@
 """A KerasHub backbone as one layer: photos of any size to the map of its patches, or to its class token."""
 
+import math
 from typing import Any
 
 import keras
@@ -67,6 +68,13 @@ class PresetBackbone(layers.Layer):
             blocks += part._flatten_layers(include_self=False, recursive=False) if is_encoder else [part]
         return [block for block in blocks if block.weights]
 
+    def compute_output_spec(self, photos):
+        """Said here, since JAX cannot tell that both ways to count the patches of an open size are one."""
+        if not self.is_transformer:
+            return super().compute_output_spec(photos)
+        grid = (1, 1) if self.token else (side and side // self.patch for side in photos.shape[1:3])
+        return keras.KerasTensor((photos.shape[0], *grid, self.backbone.hidden_dim), dtype=self.compute_dtype)
+
     def call(self, photos):
         if not self.is_transformer:
             inputs = self.backbone.input
@@ -75,7 +83,7 @@ class PresetBackbone(layers.Layer):
         height, width = (side // self.patch for side in ops.shape(photos)[1:3])
         if self.rope:
             tokens = self.embedding(photos)
-            turned = {"position_embeddings": self.rope(photos), "num_prefix_tokens": self.extra}
+            turned = {"position_embeddings": self._turns(self.rope, height, width), "num_prefix_tokens": self.extra}
         else:
             tokens, turned = self._embed(photos, height, width), {}
         for layer in self.chain:
@@ -100,6 +108,14 @@ class PresetBackbone(layers.Layer):
         patches = ops.reshape(patches + ops.cast(positions, patches.dtype), (-1, height * width, patches.shape[-1]))
         extra = ops.tile(at_black[:, : self.extra], (ops.shape(photos)[0], 1, 1))
         return ops.concatenate([extra, patches], axis=1)
+
+    def _turns(self, rope: Any, height: int, width: int):
+        """DINOv3's rotary positions, cosines and sines (h * w, D); TensorFlow lets its own layer know no open size."""
+        y, x = ((ops.arange(side, dtype="float32") + 0.5) / ops.cast(side, "float32") for side in (height, width))
+        places = 2 * ops.stack(ops.meshgrid(y, x, indexing="ij"), axis=-1) - 1
+        angles = 2 * math.pi * places[..., None] * rope.inv_freq
+        angles = ops.tile(ops.reshape(angles, (height * width, rope.head_dim // 2)), (1, 2))
+        return tuple(ops.cast(turn(angles), self.compute_dtype) for turn in (ops.cos, ops.sin))
 
     def save_own_variables(self, store):
         """KerasHub writes positions that were trained only where their sum has grown."""

@@ -52,9 +52,16 @@ def build(name, size=64):
 
 def resnet():
     return keras_hub.models.ResNetBackbone(
-        input_conv_filters=[8], input_conv_kernel_sizes=[3], stackwise_num_filters=[8, 12],
+        input_conv_filters=[64], input_conv_kernel_sizes=[3], stackwise_num_filters=[64, 12],
         stackwise_num_blocks=[1, 1], stackwise_num_strides=[1, 2], block_type="basic_block",
     )  # fmt: skip
+
+
+def siglip():
+    text = keras_hub.models.SigLIPTextEncoder(
+        vocabulary_size=9, embedding_dim=16, hidden_dim=16, num_layers=1, num_heads=2, intermediate_dim=16
+    )
+    return keras_hub.models.SigLIPBackbone(build("SigLIP"), text)
 
 
 def tokens_of(name, backbone, photos):
@@ -78,7 +85,7 @@ def folders(tmp_path_factory):
     def folder(name):
         if name not in made:
             made[name] = tmp_path_factory.mktemp("presets") / name
-            backbone = resnet() if name == "ResNet" else build(name)
+            backbone = {"ResNet": resnet, "SigLIP": siglip}[name]() if name in ("ResNet", "SigLIP") else build(name)
             backbone.save_to_preset(str(made[name]))
             getattr(keras_hub.layers, f"{name}ImageConverter")(image_size=(64, 64), **CONVERSION).save_to_preset(
                 str(made[name])
