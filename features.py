@@ -15,9 +15,9 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
-from landmarks.running.arrays import open_npz
+from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import digest, md5, require_space, whole
+from landmarks.running.files import md5, require_space, whole
 from landmarks.running.recipe import selected
 from landmarks.running.settings import EmbeddingSettings
 from landmarks.running.skipped import record_skipped, skipped_photos

@@ -16,8 +16,9 @@ from landmarks.mirrors.base import Mirror
 from landmarks.networks import whitening as whitenings
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import digest, prepare_folder
+from landmarks.running.files import prepare_folder
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 
 WHITENING = "whitening.npz"

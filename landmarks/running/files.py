@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import numpy as np
-
 from landmarks.running.command import InputError, check_stop
 
 
@@ -81,18 +79,6 @@ def md5(path: Path) -> str:
             digest.update(chunk)
             check_stop()
     return digest.hexdigest()
-
-
-def digest(*parts: object) -> str:
-    """32 hex digits that differ where one of these does: arrays, bytes, or what `repr` tells apart."""
-    joined = hashlib.md5(usedforsecurity=False)
-    for part in parts:
-        data = (
-            part if isinstance(part, bytes) else part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
-        )
-        joined.update(f"{len(data)} ".encode())
-        joined.update(data)
-    return joined.hexdigest()
 
 
 def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:

@@ -22,8 +22,9 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, Stopped, check_stop
-from landmarks.running.files import digest, require_space, whole
+from landmarks.running.files import require_space, whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.skipped import record_skipped
 from landmarks.training import transfer, triplets
