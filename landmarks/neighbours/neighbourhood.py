@@ -150,7 +150,7 @@ def rerank(
         result = similarities[rows], positions[rows]
         made_of = hashlib.sha256(f"{json.dumps(settings)} {index} {query.crc32}".encode())
         for array in result:
-            made_of.update(np.ascontiguousarray(array))
+            made_of.update(array.tobytes())
         stamp = made_of.hexdigest()
         if read_kept(keep / path.name, ["", stamp], result):
             continue
