@@ -106,7 +106,7 @@ def measure(mirror: str, seeds: range, work: Path) -> None:
     for name, runs in trained.items():
         row = print_run(name, list(runs), solutions)
         start = starts[name][0]
-        print_row(f"... less {start}", less(row, estimates([work / start], solutions)), "")
+        print_row(f"... less {start}", less(row, estimates([work / start], solutions)), "", sign="+")
 
     models = trained["ArcFace"]
     print("\n| ArcFace, recognition | GAP | top-1 |\n|---|---|---|")
@@ -191,7 +191,7 @@ def print_settings(
             row += [[one[measure] for one in of_models] for measure in of_models[0]]
         print_row(name, row)
         if first:
-            print_row("... less the first", less(row, first))
+            print_row("... less the first", less(row, first), sign="+")
         first = first or row
 
 
@@ -214,25 +214,25 @@ def print_verification(work: Path, own: list, solutions: Solutions) -> None:
         if name == next(iter(EXTRACTORS)):
             print("| nothing |", " | ".join([*rates(table.loc[-1]), *cells(off)]), "|", flush=True)
         print(f"| {name} |", " | ".join([*rates(table.loc[INLIERS]), *cells(row)]), "|", flush=True)
-        print("| ... less nothing | | | |", " | ".join(cells(less(row, off))), "|", flush=True)
+        print("| ... less nothing | | | |", " | ".join(cells(less(row, off), "+")), "|", flush=True)
 
 
 def rates(row) -> list[str]:
     return [f"{row[name]:.3f}" for name in ("let_through", "lost", "precision")]
 
 
-def print_row(name: str, row: Row, *more: str) -> None:
-    print("|", " | ".join([name, *cells(row), *more]), "|", flush=True)
+def print_row(name: str, row: Row, *more: str, sign: str = "") -> None:
+    print("|", " | ".join([name, *cells(row, sign), *more]), "|", flush=True)
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Row, sign: str = "") -> list[str]:
     """Each figure with its standard error and, of several seeds, in brackets how far the farthest is from the mean."""
     texts = []
     for of_seeds in row:
         both = mean(of_seeds)
         far = max(abs(one.value - both.value) for one in of_seeds)
         spread = f" ({far:.3f})" * (len(of_seeds) > 1)
-        texts.append(f"{both.value:.3f} ± {both.standard_error:.3f}{spread}")
+        texts.append(f"{both.value:{sign}.3f} ± {both.standard_error:.3f}{spread}")
     return texts
 
 
