@@ -140,13 +140,16 @@ def bring_nearer(
 
 
 def write_submission(mirror: Mirror, neighbours: Neighbours, path: Path) -> None:
-    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
+    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read.
+
+    The best 100 are written: there are more where they were re-ranked by their neighbours alone.
+    """
     row_of = {identity: row for row, identity in enumerate(neighbours.query_ids.tolist())}
 
     def found(identity: str) -> list[str]:
         row = row_of.get(identity)
         positions = neighbours.positions[row] if row is not None else neighbours.positions[:0, 0]
-        return neighbours.index_ids[positions[positions >= 0]].tolist()
+        return neighbours.index_ids[positions[positions >= 0]][: submissions.MAX_NEIGHBOURS].tolist()
 
     ids = mirror.ids("test")
     submissions.write_retrieval(path, ids, map(found, ids))

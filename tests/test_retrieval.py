@@ -199,3 +199,12 @@ def test_the_submission_has_a_row_for_each_test_photo(tmp_path):
     with open(tmp_path / "retrieval.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["id", "images"], ["test0", "index0"], ["unreadable", ""], ["test1", "index1 index0"]]
+
+
+def test_the_best_100_of_more_are_written(tmp_path):
+    positions = np.arange(300, dtype=np.int32)[None, ::-1]
+    index = np.array([f"index{n}" for n in range(300)])
+    neighbours = Neighbours(np.array(["test0"]), index, np.zeros((1, 300), np.float32), positions, None, None)
+    write_submission(SimpleNamespace(ids=lambda split: ["test0"]), neighbours, tmp_path / "retrieval.csv")
+    _, row = (tmp_path / "retrieval.csv").read_text().splitlines()
+    assert row == "test0," + " ".join(f"index{n}" for n in range(299, 199, -1))
