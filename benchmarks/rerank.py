@@ -86,7 +86,7 @@ def main() -> None:
             print(f"{step}: {found[step][0]:.1f} s, peak {found[step][1]:.0f} MiB", flush=True)
 
     def passes(photos: int, queries: int) -> int:
-        return -(-queries // max(1, photos // arguments.parts // arguments.depth))
+        return -(-queries // max(1, max(photos // arguments.parts, neighbourhood.FEWEST) // arguments.depth))
 
     seconds = {step: spent for step, (spent, _) in found.items()}
     reading = seconds["read the index"]

@@ -13,6 +13,7 @@ from landmarks.neighbours.search import Neighbours, delete_others, keep_result, 
 from landmarks.running.command import check_stop
 
 CLOSE = 1e-5  # what products of the same float16 embeddings in float32 may differ by, in another order
+FEWEST = 2**15  # photos whose embeddings are held at once, lest a small index in parts be read for every query
 
 # The new similarities (m,) of a query's m nearest photos, from its embedding (D,), theirs (m, D), float32, their
 # similarities (m,) and positions (m,).
@@ -126,8 +127,8 @@ def rerank(
     """Sort each query's best `depth` neighbours by the similarities that a method gives them; the others follow.
 
     The others keep their order, and are lowered together where they would not follow. Memory: beside the neighbours
-    one file, and the embeddings of so many queries' neighbours as stored as one `parts`-th of the index has photos; the
-    index is read once for these.
+    one file, and the embeddings as stored of as many neighbours of some queries as one `parts`-th of the index has
+    photos, or 32,768; for these queries the index is read once.
 
     Args:
         query_files, index_files: what `neighbours` are of.
@@ -141,7 +142,7 @@ def rerank(
     """
     delete_others(keep, query_files)
     index = " ".join(str(outline(path).crc32) for path in index_files)
-    at_once = max(1, len(neighbours.index_ids) // parts // depth)
+    at_once = max(1, max(len(neighbours.index_ids) // parts, FEWEST) // depth)
     similarities, positions = neighbours.similarities.copy(), neighbours.positions.copy()
     end = 0
     for path in tqdm(query_files, f"re-rank by {next(iter(settings))}", unit=" files"):

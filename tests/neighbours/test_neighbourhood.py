@@ -85,8 +85,10 @@ def expected_order(queries, index, depth, scores):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("fewest", [0, 2**15])
 @pytest.mark.parametrize(("depth", "count", "weight"), [(12, 3, 0.5), (40, 9, 0.15), (5, 9, 0.15), (12, 0, 0.5)])
-def test_superglobal_is_the_published_one(tmp_path, parts, depth, count, weight):
+def test_superglobal_is_the_published_one(tmp_path, monkeypatch, parts, fewest, depth, count, weight):
+    monkeypatch.setattr(neighbourhood, "FEWEST", fewest)
     queries, index = random_files(tmp_path, (5, 0, 3), "test"), random_files(tmp_path, (17, 0, 23), "index")
     found = superglobal(queries, index, search(queries, index, 30), depth, tmp_path / "kept", count, weight, parts)
     photos = embeddings_of(index)
@@ -175,7 +177,8 @@ def test_goes_on_after_a_stop_and_believes_no_other_neighbours(tmp_path, monkeyp
         assert done[3:] == [4, 5, 6]
 
 
-def test_memory_is_that_of_one_part(tmp_path):
+def test_memory_is_that_of_one_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbourhood, "FEWEST", 0)
     queries, index = random_files(tmp_path, (200,), "test", 256), random_files(tmp_path, (300,) * 20, "index", 256)
     neighbours = search(queries, index, 50)
 
