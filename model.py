@@ -191,6 +191,8 @@ def load(path: Path) -> keras.Model:
 def load_labels(path: Path) -> np.ndarray:
     """The landmark id of each class, (classes,) int64, from `labels.csv`. Raises InputError if it is malformed."""
     try:
+        if b"\0" in path.read_bytes():  # which pandas before 3 passes over
+            raise ValueError("it holds a NUL byte")
         table = pd.read_csv(path, dtype="int64")
         if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for one
             raise ValueError("its rows have more cells than its first line")
