@@ -31,6 +31,7 @@ class References(NamedTuple):
     ids: set[str]
     splits: list[str]  # where they are
     serve: set[str]
+    weight: float = 1.0  # the part of the likeness that is taken where train photos choose it
 
 
 class FarReferences(NamedTuple):
