@@ -69,7 +69,8 @@ def recognise(
     served = []
     for number, group in enumerate(references):
         path = run.work / "non_landmarks.npz"
-        write_features([file for split in group.splits for file in files[split]], group.ids, path)
+        there = write_features([file for split in group.splits for file in files[split]], group.ids, path)
+        print(f"{there:,} of {len(group.ids):,} photos of no landmark have features")
         weight = settings.penalty_weight or group.weight
         of_train = None
         if how.of_train:
