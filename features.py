@@ -1,7 +1,5 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,8 @@ from tqdm import tqdm
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
-from landmarks.running.arrays import open_npz
+from landmarks.networks.whitening import Whitening
+from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, require_space, whole
 from landmarks.running.recipe import selected
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import keras
 
 
+UNWHITENED = "unwhitened"  # the folder of the embeddings that whitening is found from
 LESS = " less"  # ends the note of a file without the photos that another one has too
 _whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
 
@@ -145,34 +145,6 @@ def ids_in(files: Iterable[Path]) -> np.ndarray:
     return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
 
 
-def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
-    """Make `folder` ready for features made from others: files in it that were made otherwise are deleted.
-
-    A note there, `made_from.json`, holds the settings and each source file's name, size and time. So features made from
-    those of a model that was trained again do not stay, and no more do those whose sources were copied, which have new
-    times.
-    """
-    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    made_from, note = json.dumps({"settings": settings, "sources": stamps}), folder / "made_from.json"
-    if not note.exists() or note.read_text() != made_from:
-        for path in folder.glob("*.npz"):
-            path.unlink()
-        with whole(note) as part:
-            part.write_text(made_from)
-
-
-def digest(*parts: object) -> str:
-    """32 hex digits that differ where one of these does: arrays, bytes, or what `repr` tells apart."""
-    joined = hashlib.md5(usedforsecurity=False)
-    for part in parts:
-        data = (
-            part if isinstance(part, bytes) else part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
-        )
-        joined.update(f"{len(data)} ".encode())
-        joined.update(data)
-    return joined.hexdigest()
-
-
 def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:
     """What the features of a shard are made from now: `made_by`, the digest of all else, and the photos."""
     return f"{made_by} {mirror.fingerprint(split, name)}"
@@ -205,6 +177,9 @@ def embed(
     image_size: int,
     batch_size: int,
     shards: str = "",
+    whitening: Whitening | None = None,
+    folder: str = "features",
+    first: int | None = None,
 ) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
 
@@ -216,6 +191,9 @@ def embed(
         predictor: as `model.predictor` makes it with these settings, of a model with or without a head.
         landmarks: (classes,) the landmark id of each class.
         shards: those to embed, like 0:17; all where it is empty.
+        whitening: what embeddings go through; those that it was found from, in `work/unwhitened`, are not made again.
+        folder: where in `work` the files go.
+        first: so many shards of the split alone; None: all.
 
     Returns:
         One file a shard, in the mirror's order; None while some are missing that `shards` leaves to other runs.
@@ -223,22 +201,33 @@ def embed(
     Raises:
         InputError: an embedding is not finite; nothing is written of that shard.
     """
-    names = mirror.shard_names(split)
-    files = {name: work / "features" / split / f"{name}.npz" for name in names}
+    all_names = mirror.shard_names(split)
+    names = all_names[:first]
+    files = {name: work / folder / split / f"{name}.npz" for name in names}
     ids = mirror.ids(split)
     listed = set(ids)
-    model_file = work / "model.keras"
-    trained = _md5(*_stamp(model_file)) if model_file.exists() else None
-    made_by = digest(trained, landmarks, image_size, settings.mirrored, "\n".join(ids).encode())
+    unwhitened_by = digest(*seen_by(work, landmarks, settings, image_size), "\n".join(ids).encode())
+    made_by = digest(unwhitened_by, *whitening) if whitening else unwhitened_by
     absent = outdated(files, mirror, split, made_by)
-    absent = [name for name in absent if not _adopt(files[name], mirror, split, listed, work, made_by)]
+    if folder == "features" and settings == EmbeddingSettings(mirrored=settings.mirrored):
+        absent = [name for name in absent if not _adopt(files[name], mirror, split, listed, work, made_by)]
     if absent:  # what was left out of a file as another had it may be there no more
         absent = [name for name in names if name in absent or made_from(files[name]).endswith(LESS)]
     todo = [name for name in absent if name in selected(names, shards)]
-    size = len(ids) * len(todo) / max(len(names), 1) * _size_of_a_photo(predictor)
+    size = len(ids) * len(todo) / max(len(all_names), 1) * _size_of_a_photo(predictor, whitening)
     require_space(work, size, f"the features of {split} take")
-    for shard in tqdm(mirror.stream(split, todo), f"embed {split}", len(todo), unit=" shards", disable=not todo):
-        features = _embed_shard(predictor, landmarks, split, shard, listed, work, image_size, batch_size)
+    there = []
+    for name in todo:
+        path, photos = work / UNWHITENED / split / f"{name}.npz", note(mirror, split, name, unwhitened_by)
+        if whitening and made_from(path) == photos and is_whole(path):
+            save_features(files[name], _whitened(load_features(path), whitening), note(mirror, split, name, made_by))
+            there.append(name)
+    rest = [name for name in todo if name not in there]
+    for shard in tqdm(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
+        sizes = settings.sizes(image_size)
+        features = _embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
+        if whitening:
+            features = _whitened(features, whitening)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
@@ -247,6 +236,18 @@ def embed(
         return None
     _leave_out_repeated(list(files.values()), split, work)
     return list(files.values())
+
+
+def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> list[object]:
+    """What embeddings before any whitening follow from, beside the photos; as ever, where there is one scale."""
+    model_file = work / "model.keras"
+    trained = _md5(*_stamp(model_file)) if model_file.exists() else None
+    scales = [] if settings.scales == [1.0] else [settings.scales, settings.scale_pooling]
+    return [trained, landmarks, image_size, settings.mirrored, *scales]
+
+
+def _whitened(features: Features, whitening: Whitening) -> Features:
+    return features._replace(embeddings=whitening(features.embeddings).astype("float16"))
 
 
 @cache
@@ -289,10 +290,11 @@ def _leave_out_repeated(files: list[Path], split: str, work: Path) -> None:
             record_skipped(work, split, path.stem, [(identity, reason) for identity in features.ids[those].tolist()])
 
 
-def _size_of_a_photo(predictor: "keras.Model") -> int:
+def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> int:
     """Bytes in its features file: an id of 16 characters, a float16 embedding, and no more than 8 for other values."""
     values = {name: math.prod(output.shape[1:]) for name, output in predictor.output.items()}
-    return 16 * 4 + 2 * values.pop("embedding") + 8 * sum(values.values())
+    dimensions = values.pop("embedding")
+    return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
 def _embed_shard(
@@ -302,7 +304,7 @@ def _embed_shard(
     shard: Shard,
     listed: set[str],
     work: Path,
-    image_size: int,
+    sizes: list[int],
     batch_size: int,
 ) -> Features:
     import model as models
@@ -310,14 +312,20 @@ def _embed_shard(
     ids: list[str] = []
     outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    batches = Batches(shard, [photo for photo in shard.ids if photo in listed], image_size, batch_size)
-    for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
+    photo_ids = [photo for photo in shard.ids if photo in listed]
+    of_size = [Batches(shard, photo_ids, size, batch_size) for size in sizes]
+    for batches in tqdm(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
         check_stop()
-        ids += some_ids
+        ids += batches[0][0]
+        photos = [images for _, images in batches] if len(sizes) > 1 else batches[0][1]
         for name, array in models.predict(predictor, photos, batch_size).items():
             if name in outputs:
                 outputs[name].append(array)
-    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *batches.unreadable])
+    if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
+        raise InputError(
+            f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
+        )
+    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
     found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
     embeddings = found.pop("embedding").astype("float16")
     labels = {  # classes to landmark ids, and their scores

@@ -1,18 +1,20 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
-import warnings
-import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
 
-from landmarks.networks.backbones import build_backbone
+from landmarks.networks.backbones import blocks, build_backbone
+from landmarks.networks.hub import is_foreign
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
+from landmarks.networks.saved import read_model
 from landmarks.running.command import InputError
-from landmarks.running.files import require_stored, whole
+from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings
 
 TOP_CLASSES = 10  # of the head that a predictor tells: those that re-ranking by the head may choose among
@@ -21,6 +23,7 @@ POOLINGS = {
     "average": layers.GlobalAveragePooling2D,
     "gem": GeM,
     "flatten": layers.Flatten,
+    "token": layers.GlobalAveragePooling2D,  # the map is the class token alone
 }
 
 
@@ -28,21 +31,22 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     """(B, H, W, 3) uint8 RGB photos to what the loss takes; the layer "embedding" holds their (B, D) embeddings.
 
     That is for "softmax" the logits (B, classes), for "arcface" the cosines to the centres (B, classes), for
-    "triplet" the embeddings themselves; all float32.
+    "triplet" and "none" the embeddings themselves; all float32.
 
     Raises:
         InputError: no such backbone, or its weights cannot be had.
     """
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(settings.precision)
-    base, preprocess_input = build_backbone(settings.backbone, settings.weights)
+    base, preprocess_input = build_backbone(settings)
     if settings.weights.endswith(".keras"):
         _take_weights(base, Path(settings.weights))
     is_pretrained = settings.weights != "none"
-    for number, layer in enumerate(base.layers):
-        normalises = isinstance(layer, layers.BatchNormalization)
-        if number < settings.freeze or (settings.freeze_batch_norm and is_pretrained and normalises):
-            layer.trainable = False
+    for number, block in enumerate(blocks(base)):
+        for layer in block._flatten_layers():
+            normalises = isinstance(layer, layers.BatchNormalization)
+            if number < settings.freeze or (settings.freeze_batch_norm and is_pretrained and normalises):
+                layer.trainable = False
     side = settings.image_size if settings.pooling == "flatten" else None
     photos = keras.Input((side, side, 3), dtype="uint8", name="photos")
     x = RandomCropFlip(settings.crop_size, settings.flip, seed, name="augmentation")(photos)
@@ -53,13 +57,16 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     x = Normalization.like(preprocess_input, name="normalization")(x)
     x = base(x)
     size = settings.embedding_size
-    x = POOLINGS[settings.pooling](name="pooling" if size else "embedding")(x)
+    pooling: dict[str, Any] = {"name": "pooling" if size else "embedding"}
+    if settings.pooling == "gem" and is_foreign(settings.backbone):
+        pooling["signed"] = True
+    x = POOLINGS[settings.pooling](**pooling)(x)
     if size and settings.embedding_layer == "relu":
         x = layers.Dense(size, activation="relu", name="embedding")(x)
     elif size:
         x = layers.Dense(size, use_bias=False, name="projection")(x)
         x = layers.BatchNormalization(dtype="float32", name="embedding")(x)
-    if settings.loss == "triplet":
+    if settings.loss in ("triplet", "none"):
         return keras.Model(photos, layers.UnitNormalization(dtype="float32", name="unit")(x), name="recognition")
     x = layers.Dropout(settings.dropout, seed=seed)(x) if settings.dropout else x
     head = {
@@ -67,6 +74,22 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
         "arcface": CosineHead(classes, settings.subcentres, name="landmark"),
     }
     return keras.Model(photos, head[settings.loss](x), name="recognition")
+
+
+def learning_rates(model: keras.Model, decay: float) -> list[float]:
+    """What the learning rate of each trained variable is multiplied by: `decay` once more at each block of a backbone.
+
+    What follows the backbone learns at the full rate, and so does the normalisation that ends it.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020; Bao, Dong, Wei, "BEiT", ICLR 2022, for images.
+    """
+    rates: dict[int, float] = {}
+    rate = 1.0
+    for block in reversed(blocks(next(layer for layer in model.layers if isinstance(layer, keras.Model)))):
+        if block.weights and not isinstance(block, layers.LayerNormalization | layers.BatchNormalization):
+            rate *= decay
+        rates |= {id(variable): rate for variable in block.variables}
+    return [rates.get(id(variable), 1.0) for variable in model.trainable_variables]
 
 
 def _take_weights(backbone: keras.Model, path: Path) -> None:
@@ -77,27 +100,52 @@ def _take_weights(backbone: keras.Model, path: Path) -> None:
         raise InputError(f"{path} does not hold weights of {backbone.name}: {str(error)[:300]}") from error
 
 
-def predictor(model: keras.Model, mirrored: bool = False) -> keras.Model:
+def predictor(
+    model: keras.Model, mirrored: bool = False, sizes: Sequence[int] = (), scale_pooling: str = "mean"
+) -> keras.Model:
     """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best classes of the head.
 
     `landmark` and `score`, (B,), are the class with the largest probability or cosine, int, and that value;
     `top_landmark` and `top_score`, (B, 10), the ten best, or all where there are fewer. A model without a head has only
     embeddings. With `mirrored`, embeddings and head are means over the photo and its mirror image.
+
+    Args:
+        sizes: sides at which each photo is seen, in pixels: it takes a list of photos, (B, size, size, 3) each. None:
+            as they come, once.
+        scale_pooling: how the L2-normalised embeddings of the sizes become one: "mean"; "gem", their generalized mean
+            with p = 3, of negative ones too; or "side_by_side".
     """
     has_head = any(layer.name == "landmark" for layer in model.layers)
     output = model.output
     if has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
-    photos = keras.Input(model.input.shape[1:], dtype=model.input.dtype)
-    views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
-    outputs = {"embedding": unit(sum(unit(embedding) for embedding, _ in views))}
+    shapes = [(size, size, 3) for size in sizes] or [model.input.shape[1:]]
+    inputs = [keras.Input(shape, dtype=model.input.dtype) for shape in shapes]
+    embeddings, heads = [], []
+    for photos in inputs:
+        views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
+        embeddings.append(unit(sum(unit(embedding) for embedding, _ in views)))
+        heads += [scores for _, scores in views]
+    outputs = {"embedding": unit(POOL_SCALES[scale_pooling](embeddings))}
     if has_head:
-        head = sum(scores for _, scores in views) / len(views)
+        head = sum(heads) / len(heads)
         top_score, top_landmark = ops.top_k(head, min(TOP_CLASSES, head.shape[-1]))
         outputs |= {"landmark": ops.argmax(head, axis=-1), "score": ops.max(head, axis=-1)}
         outputs |= {"top_landmark": top_landmark, "top_score": top_score}
-    return keras.Model(photos, outputs)
+    return keras.Model(inputs if sizes else inputs[0], outputs)
+
+
+def _generalized_mean(embeddings: list) -> keras.KerasTensor:
+    cubes = sum(embedding**3 for embedding in embeddings) / len(embeddings)
+    return ops.sign(cubes) * ops.abs(cubes) ** (1 / 3)
+
+
+POOL_SCALES: dict[str, Callable[[list], keras.KerasTensor]] = {
+    "mean": sum,
+    "gem": _generalized_mean,
+    "side_by_side": lambda embeddings: ops.concatenate(embeddings, axis=-1),
+}
 
 
 def _gives_logits(head: keras.Layer) -> bool:
@@ -105,10 +153,17 @@ def _gives_logits(head: keras.Layer) -> bool:
     return isinstance(head, layers.Dense) and head.activation is not keras.activations.softmax
 
 
-def predict(predictor: keras.Model, photos: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """What `predictor` says of at most `batch_size` photos; a short batch is filled up, so that each has one shape."""
-    filled = np.concatenate([photos, np.zeros((batch_size - len(photos), *photos.shape[1:]), photos.dtype)])
-    return {name: np.asarray(array)[: len(photos)] for name, array in predictor.predict_on_batch(filled).items()}
+def predict(
+    predictor: keras.Model, photos: np.ndarray | Sequence[np.ndarray], batch_size: int
+) -> dict[str, np.ndarray]:
+    """What `predictor` says of at most `batch_size` photos, or of these at several sizes.
+
+    A short batch is filled up, so that each has one shape.
+    """
+    given = [photos] if isinstance(photos, np.ndarray) else photos
+    filled = [np.concatenate([some, np.zeros((batch_size - len(some), *some.shape[1:]), some.dtype)]) for some in given]
+    found = predictor.predict_on_batch(filled[0] if isinstance(photos, np.ndarray) else filled)
+    return {name: np.asarray(array)[: len(given[0])] for name, array in found.items()}
 
 
 def save(model: keras.Model, path: Path) -> None:
@@ -120,17 +175,13 @@ def save(model: keras.Model, path: Path) -> None:
 def load(path: Path) -> keras.Model:
     """Load a .keras file of this project, with its optimizer's state, without running code from it.
 
-    Raises InputError if it is none, or holds variables that Keras would pass over with a warning.
+    Raises InputError if it is none, holds variables that Keras would pass over with a warning, or needs KerasHub, which
+    is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            with zipfile.ZipFile(path) as archive:
-                require_stored(archive)
-            warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
-            model = keras.saving.load_model(path, safe_mode=True)
-            if not isinstance(model, keras.Model):
-                raise TypeError(f"it holds a {type(model).__name__}")
-            return model
+        return read_model(path)
+    except InputError:
+        raise
     except Exception as error:  # a zip, JSON, HDF5 or Keras error, as the file is broken
         raise InputError(
             f"{path} is not a model of this project that loads ({str(error)[:300]}); delete it and run again"
@@ -140,6 +191,8 @@ def load(path: Path) -> keras.Model:
 def load_labels(path: Path) -> np.ndarray:
     """The landmark id of each class, (classes,) int64, from `labels.csv`. Raises InputError if it is malformed."""
     try:
+        if b"\0" in path.read_bytes():  # which pandas before 3 passes over
+            raise ValueError("it holds a NUL byte")
         table = pd.read_csv(path, dtype="int64")
         if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for one
             raise ValueError("its rows have more cells than its first line")

@@ -51,13 +51,12 @@ def recognise(recipe: Recipe) -> None:
     recipe.keep()
     if not run.models:
         train_model(recipe, mirror)
+        whiten(recipe, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
-    splits = list(
-        dict.fromkeys([*splits, *(split for group in [*references, *filter(None, [none])] for split in group.splits)])
-    )
+    splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
     from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    files = ensemble.embed(run, mirror, list(dict.fromkeys(splits)))
+    files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
         return
     references = nonlandmarks.located(references, files, mirror.train(), run.index_parts, run.work / "penalty")
@@ -101,9 +100,7 @@ def check(recipe: Recipe) -> None:
         from landmarks.training import selection
 
         selection.check(recipe.photos, run.work)
-        backbones.find_backbone(recipe.model.backbone)
-        if recipe.model.weights != "none":
-            backbones.build_backbone(recipe.model.backbone, recipe.model.weights)
+        backbones.check(recipe.model)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
@@ -119,13 +116,29 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
         with whole(work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
-        model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
+        if recipe.model.loss == "none":
+            model = models.build_model(len(landmarks), recipe.model)
+        else:
+            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
         for name in (*CHECKPOINTS, "best.keras"):
             (work / name).unlink(missing_ok=True)
         validation.clear(work)
+
+
+def whiten(recipe: Recipe, mirror: Mirror) -> None:
+    """Find the whitening of the model, from the photos that were learnt, where that is wanted and not done."""
+    if recipe.embedding.whitening == "none":
+        return
+    from landmarks.neighbours import ensemble
+    from landmarks.training import selection
+
+    work = recipe.run.work
+    photos = selection.train_photos(recipe.photos, mirror, work)
+    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)])
 
 
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:

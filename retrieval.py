@@ -14,13 +14,14 @@ import pandas as pd
 
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import expansion, rerank, search, voting
+from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
 from landmarks.neighbours.search import Neighbours
 from landmarks.running import command
 from landmarks.running import recipe as recipes
+from landmarks.running.answer_settings import RetrievalSettings
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
-from landmarks.running.settings import RetrievalSettings, RunSettings
+from landmarks.running.settings import RunSettings
 from landmarks.scoring import scores, solutions, submissions
 
 
@@ -53,7 +54,7 @@ def retrieve(recipe: Recipe) -> None:
 
         decision.require(run, recipe.model, recipe.verification)
     by_train_photos = settings.rerank and recipe.recognition.recognizer != "head"
-    files = ensemble.embed(run, mirror, ["test", "index"] + ["train"] * by_train_photos)
+    files = ensemble.embed(run, recipe.embedding, mirror, ["test", "index"] + ["train"] * by_train_photos)
     if files is None:
         return
     neighbours = find(run, settings, files)
@@ -72,7 +73,7 @@ def retrieve(recipe: Recipe) -> None:
 
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> Neighbours:
-    """The index photos nearest to each test photo, as many as are needed, after expansion where that is wanted."""
+    """The index photos nearest to each test photo, as many as are needed, by the settings that need embeddings."""
     queries, index, parts = files["test"], files["index"], run.index_parts
     if settings.database_augmentation:
         folder = run.work / "expanded/index"
@@ -80,9 +81,23 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     if settings.query_expansion:
         folder = run.work / "expanded/test"
         queries = expansion.expand(queries, index, folder, settings.query_expansion, parts=parts)
-    most = submissions.MAX_NEIGHBOURS
-    depth = max(settings.rerank_depth, most) if settings.rerank else most
-    return search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    by_neighbours = settings.rerank_neighbours != "none"
+    depth = max(
+        submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
+    )
+    found = search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    if not by_neighbours:
+        return found
+    keep = run.work / "neighbours/by-neighbours"
+    if settings.rerank_neighbours == "superglobal":
+        return neighbourhood.superglobal(
+            queries, index, found, settings.neighbours_depth, keep,
+            settings.superglobal_count, settings.superglobal_weight, parts,
+        )  # fmt: skip
+    return neighbourhood.reciprocal(
+        queries, index, found, settings.neighbours_depth, keep,
+        settings.reciprocal_count, settings.reciprocal_expansion, settings.reciprocal_weight, parts,
+    )  # fmt: skip
 
 
 def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list[pd.DataFrame]:
@@ -125,13 +140,16 @@ def bring_nearer(
 
 
 def write_submission(mirror: Mirror, neighbours: Neighbours, path: Path) -> None:
-    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read."""
+    """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read.
+
+    The best 100 are written: there are more where they were re-ranked by their neighbours alone.
+    """
     row_of = {identity: row for row, identity in enumerate(neighbours.query_ids.tolist())}
 
     def found(identity: str) -> list[str]:
         row = row_of.get(identity)
         positions = neighbours.positions[row] if row is not None else neighbours.positions[:0, 0]
-        return neighbours.index_ids[positions[positions >= 0]].tolist()
+        return neighbours.index_ids[positions[positions >= 0]][: submissions.MAX_NEIGHBOURS].tolist()
 
     ids = mirror.ids("test")
     submissions.write_retrieval(path, ids, map(found, ids))

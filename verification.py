@@ -80,7 +80,7 @@ def calibrate(work: Path) -> None:
     mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     splits, none = calibration.photos_of_no_landmark(mirror)
     with held(run.work, *run.models):
-        files = ensemble.embed(run, mirror, splits)
+        files = ensemble.embed(run, recipe.embedding, mirror, splits)
         if files is None:
             return
         verified = calibration.verify_held_out(run, settings, mirror, files, none, recipe.training.seed)

@@ -50,7 +50,7 @@ def embed(photos: np.ndarray, steps: int) -> dict[str, np.ndarray]:
     model = models.build_model(len(photos) // VIEWS, ModelSettings())
     predictor = models.predictor(model)
     before = models.predict(predictor, photos, len(photos))["embedding"]
-    model.compile(optimizer(settings), SmoothedCrossentropy(settings.label_smoothing, from_logits=True))
+    model.compile(optimizer(settings, []), SmoothedCrossentropy(settings.label_smoothing, from_logits=True))
     for step in range(steps):
         rows = shuffled(len(photos), seed=0, mini_epoch=step)[:BATCH]
         model.train_on_batch(photos[rows], classes[rows])

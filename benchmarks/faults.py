@@ -6,7 +6,7 @@ kill: SIGKILL at random times and at random file operations. disk: ENOSPC from a
 alone, at `--times` of them or all; files that may not grow beyond a size, which fails what C writes too; as root, a
 tmpfs that is full. server: each fault of `lying_server.py` at random requests, with time-outs of a second, not 30.
 
-The recipes do what the four small ones do, verified by SIFT, with a backbone and photos that train in a second. After
+The recipes do what the five small ones do, verified by SIFT, with a backbone and photos that train in a second. After
 what ended a run the same command goes on without the fault: then the bytes are the same, with nothing half-made left.
 Prints a row for each kind; what is bad is told on stderr. Exit code 1 if anything is.
 """
@@ -44,6 +44,7 @@ RECIPES = {
     "softmax": ["--recognizer=neighbours"],
     "triplet": ["--loss=triplet", "--classes-per-batch=2", "--photos-per-class=2", "--subspaces=2"],
     "arcface": ["--loss=arcface", "--recognizer=centres", "--validation-shards=0"],
+    "frozen": ["--loss=none", "--recognizer=neighbours", "--whitening=lda", "--scales=1,0.5"],
     "bottleneck": ["--bottleneck-epochs=1", "--embedding-size=8", "--embedding-layer=relu", "--recognizer=head"],
 }
 

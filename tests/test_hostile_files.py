@@ -463,6 +463,11 @@ def test_weights(read_within_bounds, data):
     read_within_bounds(read_tensors, data, "x.pth", InputError)
 
 
+def test_a_pickle_does_not_say_how_long_the_message_is(read_within_bounds):
+    data = b"c" + b"a" * 100_000 + b"\nsystem\n."
+    assert read_within_bounds(read_tensors, data, "x.pth", InputError, message_limit=1000) is None
+
+
 def test_a_pickle_does_not_say_how_much_memory_is_taken(read_within_bounds):
     assert read_within_bounds(read_tensors, b"Nr\xff\xff\xff\x01.", "x.pth", InputError) is None
 

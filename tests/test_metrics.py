@@ -34,12 +34,28 @@ def test_command_prints_json(tmp_path):
     assert json.loads(result.stdout) == score_recognition(submission, solution)
 
 
+def test_standard_errors_come_beside_the_scores(tmp_path):
+    submission, solution = recognition_files(tmp_path)
+    other = write(tmp_path / "other.csv", "id,landmarks", "a,9 0.5", "f,3 0.1")
+    arguments = ["metrics.py", "recognition", str(submission), str(solution)]
+    plain = json.loads(run(*arguments, "--standard-errors").stdout)
+    assert plain.pop("resampled")["public"]["top1"].keys() == {"value", "standard_error"}
+    found = json.loads(run(*arguments, "--against", str(other)).stdout)
+    figures = found.pop("resampled")
+    assert plain == found == score_recognition(submission, solution)
+    # Of the landmarks a and b one is named, and by the other submission none; of d and f both name one.
+    assert (figures["public"]["top1"]["difference"], figures["private"]["top1"]["difference"]) == (0.5, 0)
+    assert figures["mean"]["top1"]["difference"] == 0.25
+    assert figures["mean"]["top1"]["difference_standard_error"] > 0
+
+
 def test_command_says_what_is_wrong_in_one_line(tmp_path):
     submission, solution = recognition_files(tmp_path)
     for arguments in (
         ["recognition", str(tmp_path / "absent.csv"), str(solution)],
         ["recognition", str(submission), str(tmp_path)],
         ["retrieval", str(submission), str(solution)],
+        ["recognition", str(submission), str(solution), "--against", str(tmp_path / "absent.csv")],
     ):
         result = run("metrics.py", *arguments)
         assert (result.returncode, result.stdout) == (2, "")

@@ -9,6 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tiny  # noqa: F401  the backbone
 from conftest import ROOT
 from keras import ops
 
@@ -191,6 +192,21 @@ def test_weights_are_not_read_from_another_file(tmp_path):
         file.create_dataset("layers/conv2d/vars/0", shape, "f4", external=[(str(tmp_path / "secret"), 0, 4 * 864)])
     with pytest.raises(InputError, match="(?s)does not hold weights.*Not allowed"):
         build_small(weights=str(tmp_path / "base.weights.h5"))
+
+
+@pytest.mark.parametrize("scale_pooling", ["mean", "gem", "side_by_side"])
+def test_several_scales_are_pooled(scale_pooling):
+    model, large, small = build_small(backbone="Tiny"), photos(2, 64), photos(2, 32)
+    found = models.predict(models.predictor(model, False, [64, 32], scale_pooling), [large, small], 4)
+    single = models.predictor(model)
+    both = np.stack([models.predict(single, images, 4)["embedding"] for images in (large, small)])
+    expected = {
+        "mean": both.mean(0), "gem": np.cbrt((both**3).mean(0)), "side_by_side": np.concatenate(both, axis=1)
+    }[scale_pooling]  # fmt: skip
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found["embedding"], expected, atol=2e-3)
+    heads = [softmax_of(model, images) for images in (large, small)]
+    np.testing.assert_allclose(found["score"], np.mean(heads, axis=0).max(axis=1), rtol=1e-3)
 
 
 def test_an_arcface_model_gives_cosines_and_its_embedding():

@@ -35,7 +35,7 @@ for (precision, loss), (part, stops) in itertools.product(cases, parts):
         "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=2",
         "--validation-shards=0", "--optimizer=sgd",
         "--accumulate=2", "--learning-rate=0.05", "--warm-up=0", "--classes-per-batch=2", "--photos-per-class=2",
-        "--subspaces=1", "--embedding-size=8",
+        "--subspaces=1", "--embedding-size=8", "--layer-decay=0.5",
     ])
     counter = itertools.count(1)
 

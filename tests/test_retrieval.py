@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 from conftest import mirror_of, recipe_with, write_features
 
+from landmarks.neighbours import neighbourhood
+from landmarks.neighbours.expansion import expand
 from landmarks.neighbours.nonlandmarks import References
-from landmarks.neighbours.search import Neighbours
-from landmarks.running.settings import RetrievalSettings, RunSettings
+from landmarks.neighbours.search import Neighbours, search
+from landmarks.running.answer_settings import RetrievalSettings
+from landmarks.running.settings import RunSettings
 from recognition import predict
 from retrieval import bring_nearer, find, labels, write_submission
 
@@ -151,8 +154,39 @@ def test_as_many_are_searched_as_re_ranking_needs(tmp_path):
         ({"rerank": False}, 100),
         ({"rerank_depth": 750}, 750),
         ({"rerank_depth": 9}, 100),
+        ({"neighbours_depth": 400}, 300),
+        ({"rerank_neighbours": "superglobal", "neighbours_depth": 400}, 400),
+        ({"rerank_neighbours": "reciprocal", "neighbours_depth": 9, "rerank": False}, 100),
     ):
         assert find(RunSettings(work=tmp_path), RetrievalSettings(**settings), files).positions.shape == (2, depth)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "chosen"),
+    [
+        (neighbourhood.superglobal, {"superglobal_count": 3, "superglobal_weight": 0.7}, (3, 0.7)),
+        (
+            neighbourhood.reciprocal,
+            {"reciprocal_count": 6, "reciprocal_expansion": 2, "reciprocal_weight": 0.1},
+            (6, 2, 0.1),
+        ),
+    ],
+)
+def test_re_ranking_by_neighbours_takes_its_settings_and_the_expanded_queries(tmp_path, method, settings, chosen):
+    rng = np.random.default_rng(0)
+    files = {
+        name: write_features(tmp_path, name, unit(rng.standard_normal((count, 6))))
+        for name, count in (("test", 5), ("index", 40))
+    }
+    name = method.__name__
+    settings = RetrievalSettings(rerank_neighbours=name, neighbours_depth=20, query_expansion=2, **settings)
+    found = find(RunSettings(work=tmp_path / "work"), settings, files)
+    queries = expand(files["test"], files["index"], tmp_path / "expanded", 2)
+    plain = search(queries, files["index"], 300)
+    expected = method(queries, files["index"], plain, 20, tmp_path / "other/kept", *chosen)
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    np.testing.assert_allclose(found.similarities, expected.similarities, atol=1e-6)
+    assert (found.positions != plain.positions).any()
 
 
 def test_the_submission_has_a_row_for_each_test_photo(tmp_path):
@@ -165,3 +199,12 @@ def test_the_submission_has_a_row_for_each_test_photo(tmp_path):
     with open(tmp_path / "retrieval.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["id", "images"], ["test0", "index0"], ["unreadable", ""], ["test1", "index1 index0"]]
+
+
+def test_the_best_100_of_more_are_written(tmp_path):
+    positions = np.arange(300, dtype=np.int32)[None, ::-1]
+    index = np.array([f"index{n}" for n in range(300)])
+    neighbours = Neighbours(np.array(["test0"]), index, np.zeros((1, 300), np.float32), positions, None, None)
+    write_submission(SimpleNamespace(ids=lambda split: ["test0"]), neighbours, tmp_path / "retrieval.csv")
+    _, row = (tmp_path / "retrieval.csv").read_text().splitlines()
+    assert row == "test0," + " ".join(f"index{n}" for n in range(299, 199, -1))

@@ -13,8 +13,9 @@ from landmarks.local_features.matching import MATCHING, compare
 from landmarks.mirrors.base import Mirror
 from landmarks.neighbours import nonlandmarks
 from landmarks.neighbours.search import search
+from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError
-from landmarks.running.settings import RunSettings, VerificationSettings
+from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 
 PHOTOS = 1000  # that are held out: of rates among half of them the standard error is 2 % at most

@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from features import load_features, prepare_folder
+from features import load_features
 from landmarks.local_features.delf_training import train_delf
 from landmarks.local_features.extractors import MODEL_FILES, open_extractor
 from landmarks.local_features.kept import KeptFeatures, keep_features
 from landmarks.mirrors.base import Mirror
 from landmarks.running import recipe as recipes
+from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.settings import RunSettings, VerificationSettings
+from landmarks.running.files import prepare_folder
+from landmarks.running.settings import RunSettings
 from landmarks.training.selection import train_photos
 from model import load_labels
 

@@ -15,8 +15,9 @@ from landmarks.local_features.points import opencv
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.neighbours.search import Neighbours
+from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.files import whole
-from landmarks.running.settings import ModelSettings, RunSettings, VerificationSettings
+from landmarks.running.settings import ModelSettings, RunSettings
 
 PICTURES = 12  # of verified photos
 

@@ -20,6 +20,7 @@ from landmarks.local_features.points import SCALES, LocalFeatures
 from landmarks.networks.backbones import build_backbone
 from landmarks.networks.layers import Normalization, register
 from landmarks.running.command import InputError
+from landmarks.running.settings import ModelSettings
 
 FILE = "delf.keras"  # in a work folder: features, attention and PCA in one model
 STRIDE = 16
@@ -75,7 +76,7 @@ def untrained() -> keras.Model:
 
     Raises InputError if the package with the weights is not installed.
     """
-    backbone, preprocess_input = build_backbone("EfficientNetLite0", "imagenet")
+    backbone, preprocess_input = build_backbone(ModelSettings(backbone="EfficientNetLite0", weights="imagenet"))
     return build(Normalization.like(preprocess_input), stride_16_features(backbone), FeatureNorm())
 
 

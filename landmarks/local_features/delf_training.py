@@ -32,9 +32,10 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.networks.layers import register, unit
+from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
-from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings, VerificationSettings
+from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.threads import in_threads
 from landmarks.training.run import CHECKPOINTS, Trainer
 from landmarks.training.schedule import stream
@@ -174,7 +175,7 @@ def dense_features(
     """
     trained = work / "model.keras"
     if settings.delf_backbone:
-        own = {"backbone": settings.delf_backbone, "weights": settings.delf_weights}
+        own = {"backbone": settings.delf_backbone, "weights": settings.delf_weights, "pooling": "average"}
         try:
             start = models.build_model(classes, model.model_copy(update=own), seed)
         except InputError as error:

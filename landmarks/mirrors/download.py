@@ -190,7 +190,9 @@ class _Transfer:
                     return
                 self._begin_again("the part on disk is longer than the file")
             encoded = response.headers.get("Content-Encoding", "identity") != "identity"
-            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            place = re.fullmatch(
+                r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
+            )
             if response.status_code == 200:
                 begin, total = 0, None if encoded else response.raw.length_remaining
             elif place and int(place[1]) == begin and not encoded:

@@ -1,31 +1,42 @@
 """Several models: the embeddings that each has of a photo, side by side, are one longer embedding."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 import features
 import model as models
-from features import Features, is_whole, load_features, save_features
+from features import UNWHITENED, Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.mirrors.base import Mirror
+from landmarks.networks import whitening as whitenings
+from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.settings import RunSettings
+from landmarks.running.files import prepare_folder
+from landmarks.running.settings import EmbeddingSettings, RunSettings
+
+WHITENING = "whitening.npz"
 
 
-def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list[Path]] | None:
+def embed(
+    run: RunSettings, settings: EmbeddingSettings, mirror: Mirror, splits: list[str]
+) -> dict[str, list[Path]] | None:
     """The features files of some splits, by the model in the work folder, or by several models side by side.
 
-    Each model embeds with the settings that its work folder keeps, into it; what they say together goes to `run.work`.
+    One model embeds with these settings; each of several with those that its work folder keeps, into it, and what they
+    say together goes to `run.work`.
 
     Returns:
         A file a shard for each split, in the mirror's order; None while some are missing that `run.shards` leaves to
         other runs.
 
-    Raises InputError if a model has learnt none of the first one's landmarks.
+    Raises InputError if a model has learnt none of the first one's landmarks, or its whitening is not there.
     """
     known = models.load_labels(run.folders[0] / "labels.csv")
     by_model: list[dict[str, list[Path]]] = []
@@ -34,10 +45,12 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
         landmarks = models.load_labels(folder / "labels.csv")
         if not np.isin(landmarks, known).any():
             raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
-        predictor = models.predictor(models.load(folder / "model.keras"), own.embedding.mirrored)
+        embedding = own.embedding if run.models else settings
+        size = own.model.image_size
+        whitening = None if embedding.whitening == "none" else _whitening(folder, landmarks, embedding, size)
         embed_split = partial(
-            features.embed, predictor, landmarks, mirror, work=folder, settings=own.embedding,
-            image_size=own.model.image_size, batch_size=own.training.batch_size, shards=run.shards,
+            features.embed, _predictor(folder, embedding, size), landmarks, mirror, work=folder, settings=embedding,
+            image_size=size, batch_size=own.training.batch_size, shards=run.shards, whitening=whitening,
         )  # fmt: skip
         by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
     if any(len(files) < len(splits) for files in by_model):
@@ -48,6 +61,63 @@ def embed(run: RunSettings, mirror: Mirror, splits: list[str]) -> dict[str, list
     return {
         split: join([files[split] for files in by_model], weights, run.work / "features" / split) for split in splits
     }
+
+
+def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame) -> None:
+    """Find the whitening of the model in a work folder, `WORK/whitening.npz`, unless it is there.
+
+    It is found from train photos in the first shards, as many as `whitening_photos` says; their embeddings stay in
+    `WORK/unwhitened`.
+
+    Args:
+        photos: the photos to find it from (`id`, `landmark_id`).
+    """
+    own = recipes.of(work)
+    landmarks, size, path = models.load_labels(work / "labels.csv"), own.model.image_size, work / WHITENING
+    labels = photos.set_index("id")["landmark_id"]
+    made_from = _whitening_note(work, landmarks, settings, size)
+    photos_note = digest("\n".join(labels.index).encode(), labels.to_numpy("int64"))
+    with suppress(ValueError, FileNotFoundError):
+        if whitenings.load(path)[1] == f"{made_from} {photos_note}":
+            return
+    shards = mirror.shard_names("train")
+    first = max(1, round(len(shards) * min(1, settings.whitening_photos / max(len(mirror.ids("train")), 1))))
+    files = features.embed(
+        _predictor(work, settings, size), landmarks, mirror, "train", work, settings, size, own.training.batch_size,
+        folder=UNWHITENED, first=first,
+    )  # fmt: skip
+    found = concatenate([load_features(path) for path in files or []])
+    found = take(found, np.isin(found.ids, labels.index))
+    of_photos = labels[found.ids].to_numpy()
+    if len(found.ids) < 2:
+        raise InputError(f"--whitening needs two train photos or more, {mirror.name} gave {len(found.ids)}")
+    method = settings.whitening
+    shrinkage = whitenings.choose_shrinkage(method, found.embeddings, of_photos, settings.dimensions)
+    whitening = next(whitenings.fit(method, found.embeddings, of_photos, [shrinkage], settings.dimensions))
+    whitenings.save(path, whitening, f"{made_from} {photos_note}")
+    print(f"{path}: {method} of {len(found.ids):,} train photos, shrinkage {shrinkage:g}")
+
+
+def _whitening(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> Whitening:
+    path = work / WHITENING
+    try:
+        whitening, made_from = whitenings.load(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(f"{path} is not there, or not whole: run recognition.py --work {work} again") from error
+    if made_from.partition(" ")[0] != _whitening_note(work, landmarks, settings, image_size):
+        raise InputError(f"{path} is of another model or other settings: run recognition.py with these first")
+    return whitening
+
+
+def _whitening_note(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> str:
+    how = settings.whitening, settings.dimensions, settings.whitening_photos
+    return digest(*features.seen_by(work, landmarks, settings, image_size), how)
+
+
+def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> keras.Model:
+    model = models.load(folder / "model.keras")
+    sizes = [] if settings.scales == [1.0] else settings.sizes(image_size)
+    return models.predictor(model, settings.mirrored, sizes, settings.scale_pooling)
 
 
 def join(files: list[list[Path]], weights: list[float], folder: Path) -> list[Path]:
@@ -61,7 +131,7 @@ def join(files: list[list[Path]], weights: list[float], folder: Path) -> list[Pa
         files: of each model, a file a shard, in the same order.
         folder: where the new files go, under their old names.
     """
-    features.prepare_folder(folder, [path for of_model in files for path in of_model], weights=weights)
+    prepare_folder(folder, [path for of_model in files for path in of_model], weights=weights)
     written = []
     for paths in tqdm(list(zip(*files, strict=True)), f"join into {folder}", unit=" shards"):
         check_stop()

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from features import is_whole, load_features, prepare_folder, save_features
+from features import is_whole, load_features, save_features
 from landmarks.neighbours.search import search, split_evenly
 from landmarks.running.command import check_stop
+from landmarks.running.files import prepare_folder
 
 
 def expand(

@@ -17,7 +17,8 @@ from landmarks.neighbours import voting
 from landmarks.neighbours.nonlandmarks import References, write_features
 from landmarks.neighbours.search import Neighbours, search, without_itself
 from landmarks.neighbours.voting import HeadScores
-from landmarks.running.settings import RecognitionSettings, RunSettings
+from landmarks.running.answer_settings import RecognitionSettings
+from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

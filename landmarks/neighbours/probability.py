@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import digest, outline
+from features import outline
 from landmarks.neighbours.nonlandmarks import References
+from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
+from landmarks.running.arrays import digest
 from landmarks.running.files import whole
-from landmarks.running.settings import RecognitionSettings, VerificationSettings
 
 MOST = 5000  # photos with a landmark, and as many without: of a rate the standard error is 0.7 % at most
 MOST_VERIFIED = 1000  # 1.6 %: each takes up to 20 photos' local features

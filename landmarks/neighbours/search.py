@@ -83,8 +83,8 @@ def search(
     stamps = [_stamps(query, index, chosen, groups) for query in queries]
     done = [0] * len(queries)  # in so many parts each query file was searched before
     if keep is not None:
-        _delete_others(keep, query_files)
-        done = list(map(_read_kept, (keep / path.name for path in query_files), stamps, results))
+        delete_others(keep, query_files)
+        done = list(map(read_kept, (keep / path.name for path in query_files), stamps, results))
 
     already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
@@ -97,7 +97,7 @@ def search(
                 if searched <= number:
                     _search_file(path, part, start, *result, bar)
                     if keep is not None:
-                        _keep(keep / path.name, stamp[number + 1], *result)
+                        keep_result(keep / path.name, stamp[number + 1], *result)
     _order(similarities, positions)
     (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
@@ -205,12 +205,12 @@ def _stamps(
     return stamps
 
 
-def _keep(path: Path, made_of: str, similarities: np.ndarray, positions: np.ndarray) -> None:
+def keep_result(path: Path, made_of: str, similarities: np.ndarray, positions: np.ndarray) -> None:
     with whole(path) as part:
         np.savez(part, made_of=made_of, similarities=similarities, positions=positions)
 
 
-def _read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarray]) -> int:
+def read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarray]) -> int:
     """Fill in what was found before, and return in how many parts of the index; 0 if nothing is kept that fits."""
     similarities, positions = result
     k = similarities.shape[1]
@@ -226,7 +226,7 @@ def _read_kept(path: Path, stamps: list[str], result: tuple[np.ndarray, np.ndarr
     return done
 
 
-def _delete_others(folder: Path, files: list[Path]) -> None:
+def delete_others(folder: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     for path in folder.glob("*.npz"):
         if path.name not in names:

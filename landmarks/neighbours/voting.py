@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from features import Features, is_whole, load_features, prepare_folder, save_features
+from features import Features, is_whole, load_features, save_features
 from landmarks.neighbours.search import BATCH, Neighbours, search
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.files import prepare_folder
 
 UNKNOWN_TO_HEAD = 1e-8  # what a landmark has that the head does not name among its best
 

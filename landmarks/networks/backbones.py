@@ -1,4 +1,4 @@
-"""Backbones by name, with their first weights: those of keras.applications, and EfficientNet-Lite0."""
+"""Backbones by name, with their first weights: keras.applications, EfficientNet-Lite0, KerasHub, .keras files."""
 
 import sys
 from collections.abc import Callable
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import keras
 
+from landmarks.networks import hub
 from landmarks.networks.efficientnet_lite import EfficientNetLite0
+from landmarks.networks.presets import PresetBackbone
 from landmarks.running.command import InputError
+from landmarks.running.settings import ModelSettings
 
 
 def find_backbone(name: str) -> Callable[..., keras.Model]:
@@ -22,20 +25,37 @@ def find_backbone(name: str) -> Callable[..., keras.Model]:
     raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
 
 
-def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
+def check(settings: ModelSettings) -> None:
+    """Raise InputError where `build_backbone` would, without the time that Keras takes for random weights."""
+    if settings.weights == "none" and not hub.is_foreign(settings.backbone):
+        find_backbone(settings.backbone)
+    else:
+        build_backbone(settings)
+
+
+def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
     """A backbone without its head, (B, H, W, 3) to (B, h, w, C), and the `preprocess_input` that its photos need.
 
-    Args:
-        name: EfficientNetLite0 or any model of keras.applications.
-        weights: imagenet, none, or a file: .h5 or .weights.h5. A .keras must be there, but is left to the caller.
+    With the pooling "token" the map is the class token alone, (B, 1, 1, C). Weights in a .keras file must be there, but
+    are left to the caller.
 
     Raises:
-        InputError: there is no such backbone, or its weights cannot be had.
+        InputError: there is no such backbone, its weights cannot be had, or photos of this size do not suit it.
     """
-    build = find_backbone(name)
+    name, weights, token = settings.backbone, settings.weights, settings.pooling == "token"
     is_file = weights not in ("none", "imagenet")
     if is_file and not Path(weights).is_file():
         raise InputError(f"weights {weights!r} is neither imagenet, none, nor a file")
+    if token and not hub.is_preset(name):
+        raise InputError(f"backbone {name} has no class token: --pooling average, gem or max")
+    if hub.is_foreign(name):
+        if hub.is_preset(name):
+            base, preprocess_input = hub.preset_backbone(name, weights, token)
+        else:
+            base, preprocess_input = hub.file_backbone(Path(name)), _as_they_are
+        hub.require_size(base, settings.image_size, settings.crop_size)
+        return base, preprocess_input
+    build = find_backbone(name)
     try:
         base = build(include_top=False, weights=weights if weights == "imagenet" else None, input_shape=(None, None, 3))
     except InputError:
@@ -51,3 +71,13 @@ def build_backbone(name: str, weights: str) -> tuple[keras.Model, Callable]:
         except Exception as error:  # HDF5 and Keras errors of many types
             raise InputError(f"{weights} does not hold weights of {base.name}: {str(error)[:300]}") from error
     return base, sys.modules[build.__module__].preprocess_input
+
+
+def blocks(base: keras.Model) -> list[keras.Layer]:
+    """The layers of a backbone from the photos on: of a KerasHub transformer the patch embedding and each block."""
+    preset = next((layer for layer in base.layers if isinstance(layer, PresetBackbone)), None)
+    return preset.blocks() if preset else base.layers
+
+
+def _as_they_are(photos):
+    return photos

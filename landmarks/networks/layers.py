@@ -89,21 +89,31 @@ class GeM(layers.Layer):
     p = 1 is the average, p to infinity the maximum. Computed in float32, since a cube overflows float16.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018.
+
+    Args:
+        signed: let negative features count as such, as in the tokens of a transformer, half of which are negative: the
+            power and the root keep the sign, and features above 0 have the mean that they have without. Source: Keetha
+            et al., "AnyLoc", RA-L 2024, whose GeM of DINOv2's tokens is the real cube root of the mean of their cubes.
     """
 
-    def __init__(self, p: float = 3.0, **kwargs):
+    def __init__(self, p: float = 3.0, signed: bool = False, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.initial_p = p
+        self.initial_p, self.signed = p, signed
 
     def build(self, _shape):
         self.p = self.add_weight(name="p", shape=(), initializer=keras.initializers.Constant(self.initial_p))
 
     def call(self, features):
-        features = ops.maximum(ops.cast(features, "float32"), 1e-6)
-        return ops.mean(features**self.p, axis=(1, 2)) ** (1.0 / self.p)
+        features = ops.cast(features, "float32")
+        if self.signed:
+            return self._power(ops.mean(self._power(features, self.p), axis=(1, 2)), 1.0 / self.p)
+        return ops.mean(ops.maximum(features, 1e-6) ** self.p, axis=(1, 2)) ** (1.0 / self.p)
+
+    def _power(self, x, p):
+        return ops.sign(x) * ops.maximum(ops.abs(x), 1e-6) ** p
 
     def get_config(self):
-        return {**super().get_config(), "p": self.initial_p}
+        return {**super().get_config(), "p": self.initial_p, "signed": self.signed}
 
 
 @register

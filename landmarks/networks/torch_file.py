@@ -64,7 +64,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             storages[key] = file.read(elements * dtypes[key].itemsize)
         return {name: _array(tensor, storages[tensor.storage[2]]) for name, tensor in tensors.items()}
     except Exception as error:  # damaged pickles raise almost anything
-        raise command.InputError(f"{path} does not hold the weights ({error}): install its package again") from error
+        raise command.InputError(
+            f"{path} does not hold the weights ({str(error)[:300]}): install its package again"
+        ) from error
 
 
 def _array(tensor: _Tensor, storage: bytes) -> np.ndarray:

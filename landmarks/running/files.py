@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import hashlib
+import json
 import os
 import shutil
 import zipfile
@@ -78,3 +79,19 @@ def md5(path: Path) -> str:
             digest.update(chunk)
             check_stop()
     return digest.hexdigest()
+
+
+def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
+    """Make `folder` ready for arrays made from features: files in it that were made otherwise are deleted.
+
+    A note there, `made_from.json`, holds the settings and each source file's name, size and time. So features made from
+    those of a model that was trained again do not stay, and no more do those whose sources were copied, which have new
+    times.
+    """
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    made_from, note = json.dumps({"settings": settings, "sources": stamps}), folder / "made_from.json"
+    if not note.exists() or note.read_text() != made_from:
+        for path in folder.glob("*.npz"):
+            path.unlink()
+        with whole(note) as part:
+            part.write_text(made_from)

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.running.settings import (
@@ -25,12 +26,9 @@ from landmarks.running.settings import (
     MirrorSettings,
     ModelSettings,
     PhotoSettings,
-    RecognitionSettings,
-    RetrievalSettings,
     RunSettings,
     Section,
     TrainingSettings,
-    VerificationSettings,
 )
 
 if sys.version_info >= (3, 11):
@@ -80,15 +78,18 @@ class Recipe(BaseModel):
                 f"triplets need any photo at any time, which {mirror} does not give: make a small local copy with "
                 f"`python mirror.py shrink {mirror} OUT --size {size}` and train on --mirror OUT"
             )
-        if self.training.bottleneck_epochs and self.model.loss == "triplet":
+        if self.embedding.scales != [1.0] and self.model.pooling == "flatten":
+            raise ValueError("flatten needs photos of one size: --scales 1")
+        if self.training.bottleneck_epochs and self.model.loss in ("triplet", "none"):
             raise ValueError("bottleneck_epochs train a head: --loss softmax or arcface")
         return self
 
     @model_validator(mode="after")
     def _can_recognise(self) -> "Recipe":
         by_head = self.recognition.recognizer == "head" or self.recognition.blend
-        if by_head and (self.run.models or self.model.loss == "triplet"):
-            headless = "several models have no head in common" if self.run.models else "triplets train no head"
+        if by_head and (self.run.models or self.model.loss in ("triplet", "none")):
+            reasons = {"triplet": "triplets train no head", "none": "there is no head where nothing is learnt"}
+            headless = "several models have no head in common" if self.run.models else reasons[self.model.loss]
             raise ValueError(f"{headless}: --recognizer neighbours or centres, and --blend 0")
         verifies = self.verification.verify != "off" or self.retrieval.rerank_inliers
         if verifies and self.verification.extractor == "savedmodel" and not self.verification.extractor_model:

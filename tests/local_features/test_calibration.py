@@ -183,7 +183,7 @@ def trained(mirror, tmp_path, monkeypatch):
             seen[landmark] += 1
         parts.append((shard.ids, np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)))
     files = {"train": files_of(work / "features", "train", parts)}
-    monkeypatch.setattr(ensemble, "embed", lambda recipe, mirror, splits: {split: files[split] for split in splits})
+    monkeypatch.setattr(ensemble, "embed", lambda _, __, ___, splits: {split: files[split] for split in splits})
     return work
 
 
@@ -216,9 +216,7 @@ def test_calibrating_by_photos_that_the_mirror_says_show_none(trained, mirror, m
         for shard in mirror.stream("index", mirror.shard_names("index"))
     ]
     index = files_of(trained / "features", "index", parts)
-    monkeypatch.setattr(
-        ensemble, "embed", lambda recipe, mirror, splits: {"index": index} | embed(recipe, mirror, ["train"])
-    )
+    monkeypatch.setattr(ensemble, "embed", lambda *given: {"index": index} | embed(*given[:3], ["train"]))
     verification.calibrate(trained)
     out = capsys.readouterr().out
     assert "6 held-out train photos, and 2 that show no landmark" in out
@@ -232,7 +230,7 @@ def test_calibrating_with_little_disk(trained, capsys):
     everything = size_on_disk(recipes.of(trained))
     recipe = recipe_with(recipes.of(trained), local_gigabytes=0.8 * everything / 1e9)
     recipe.keep()
-    mirror, files = open_mirror(recipe.source.mirror), ensemble.embed(recipe.run, None, ["train"])
+    mirror, files = open_mirror(recipe.source.mirror), ensemble.embed(recipe.run, recipe.embedding, None, ["train"])
     train = mirror.train()["id"].tolist()
     wanted = {train[-1]: train[:2], train[-2]: train[2:4], train[3]: train[1:3]}
     photos, others, compared = features_of(recipe.run, recipe.verification, mirror, files, ("train", "train"), wanted)

@@ -134,7 +134,7 @@ def test_principal_axes_are_those_of_a_singular_value_decomposition():
     np.testing.assert_allclose(np.abs(np.sum(axes * expected[:4].T, axis=0)), 1, atol=1e-4)
 
 
-def backbone(name, weights):
+def backbone(_settings):
     """Two convolutions, so that a test takes a second."""
     photos = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(8, 8, strides=8, activation="relu", name="first")(photos)
@@ -188,7 +188,7 @@ def encoded(photo):
     return data.getvalue()
 
 
-def colours(name, weights):
+def colours(_settings):
     """The mean colour of each cell in 256 random directions."""
     photos = keras.Input((None, None, 3))
     x = keras.layers.AveragePooling2D(16)(photos)
@@ -268,7 +268,7 @@ def test_a_finished_extractor_is_kept_and_needs_no_training_with_the_norm(begin)
 def test_pca_takes_the_mean_off_and_projects(begin):
     recipe, mirror = begin("work")
     dense = delf.build(
-        layers.Normalization.like(preprocess_input), delf.stride_16_features(backbone("", "")[0]), delf.FeatureNorm()
+        layers.Normalization.like(preprocess_input), delf.stride_16_features(backbone(None)[0]), delf.FeatureNorm()
     )
     random = np.random.default_rng(0)
     mean, axes = random.normal(size=12).astype("float32"), random.normal(size=(12, 3)).astype("float32")

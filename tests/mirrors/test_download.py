@@ -204,6 +204,18 @@ def test_too_large_a_file_is_refused(server, tmp_path):
         download.read(f"{server.url}/file", limit=1000, allow_private=True)
 
 
+def test_a_length_of_5000_digits_is_no_range(server, tmp_path):
+    def endless(handler: Handler):
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 1000-{len(BODY) - 1}/{'9' * 5000}")
+        handler.end_headers()
+
+    (tmp_path / "file.part").write_bytes(BODY[:1000])
+    server.faults["/file"] = [endless]
+    assert download.download(f"{server.url}/file", tmp_path / "file", resume=True)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
 def test_without_room_for_the_rest_nothing_more_is_written(server, tmp_path, monkeypatch):
     (tmp_path / "file.part").write_bytes(BODY[:2_000_000])
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=999_999))

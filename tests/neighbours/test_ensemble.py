@@ -2,12 +2,15 @@ import os
 
 import numpy as np
 import pytest
+import scripts
+from conftest import ROOT
 
 import features
 from features import Features, load_features, save_features
 from landmarks.neighbours import ensemble
 from landmarks.neighbours.ensemble import join
-from landmarks.running.settings import RunSettings
+from landmarks.networks import whitening as whitenings
+from landmarks.running.settings import EmbeddingSettings, RunSettings
 
 
 def unit(rng, *shape):
@@ -87,7 +90,7 @@ def test_made_anew_only_when_a_model_or_a_weight_has_changed(tmp_path):
 def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
     calls = []
 
-    def fake_embed(predictor, landmarks, mirror, split, work, settings, image_size, batch_size, shards):
+    def fake_embed(predictor, landmarks, mirror, split, work, settings, image_size, batch_size, shards, whitening):
         calls.append((predictor, landmarks.tolist(), work.name, image_size, shards, mirror, split))
         return None if shards and split == "index" else [tmp_path / work / split / "images_000.npz"]
 
@@ -100,12 +103,12 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
         for split in ("test", "index"):
             write(folder / split, "images_000", ["a"], np.eye(2)[:1])
     monkeypatch.setattr(ensemble.models, "load", lambda path: f"model of {path.parent.name}")
-    monkeypatch.setattr(ensemble.models, "predictor", lambda model, mirrored: model)
+    monkeypatch.setattr(ensemble.models, "predictor", lambda model, *_: model)
     labels = {"A": np.array([10, 20]), "B": np.array([20, 30])}
     monkeypatch.setattr(ensemble.models, "load_labels", lambda path: labels[path.parent.name])
     monkeypatch.setattr(features, "embed", fake_embed)
     run = RunSettings(work=tmp_path / "A+B", models=folders)
-    found = ensemble.embed(run, "mirror", ["test", "index"])
+    found = ensemble.embed(run, EmbeddingSettings(), "mirror", ["test", "index"])
     assert found == {split: [tmp_path / f"A+B/features/{split}/images_000.npz"] for split in ("test", "index")}
     assert calls == [
         (f"model of {name}", labels[name].tolist(), name, size, "", "mirror", split)
@@ -113,5 +116,41 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
         for split in ("test", "index")
     ]
     calls.clear()
-    assert ensemble.embed(run.model_copy(update={"shards": "0:1"}), "mirror", ["test", "index"]) is None
+    run = run.model_copy(update={"shards": "0:1"})
+    assert ensemble.embed(run, EmbeddingSettings(), "mirror", ["test", "index"]) is None
     assert [call[4] for call in calls] == ["0:1"] * 4  # no model waits for another's missing shards
+
+
+FROZEN = [
+    "--backbone=Tiny", "--weights=none", "--loss=none", "--image-size=32", "--scales=1,2", "--whitening=lda"
+]  # fmt: skip
+
+
+def embeddings(work, split):
+    return np.concatenate([load_features(path).embeddings for path in sorted(work.glob(f"features/{split}/*.npz"))])
+
+
+def test_nothing_is_learnt_but_the_whitening(tiny_mirror, tmp_path):
+    arguments = [f"--mirror={tiny_mirror}", f"--work={tmp_path}", *FROZEN]
+    done = scripts.run(ROOT / "recognition.py", *arguments, "--scale-pooling=side_by_side", "--dimensions=5")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "24 train photos, shrinkage" in done.stdout
+    whitening, _ = whitenings.load(tmp_path / "whitening.npz")
+    assert whitening.projection.shape == (2 * 8, 5)
+    unwhitened = np.concatenate(
+        [load_features(path).embeddings for path in sorted(tmp_path.glob("unwhitened/train/*.npz"))]
+    )
+    # In float16 as they are on disk.
+    np.testing.assert_allclose(embeddings(tmp_path, "train"), whitening(unwhitened), atol=1e-3)
+    done = scripts.run(ROOT / "retrieval.py", *arguments, "--scale-pooling=side_by_side", "--dimensions=5")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert embeddings(tmp_path, "index").shape[1] == 5
+    assert (tmp_path / "retrieval.csv").exists()
+    assert "mini-epoch" not in done.stderr
+
+    refused = scripts.run(ROOT / "retrieval.py", *arguments, "--scale-pooling=mean")
+    assert refused.returncode == 2 and "whitening.npz is of another model or other settings" in refused.stderr
+    before = embeddings(tmp_path, "test")
+    again = scripts.run(ROOT / "recognition.py", *arguments, "--scale-pooling=mean", "--dimensions=4")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert embeddings(tmp_path, "test").shape == (len(before), 4)

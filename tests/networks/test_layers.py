@@ -71,3 +71,12 @@ def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
                 for centre in centres[:, :, landmark].T
             ]
             assert found[row, landmark] == pytest.approx(max(cosines), abs=1e-6)
+
+
+def test_signed_gem_keeps_the_sign():
+    features = np.array([[[[-2.0, 1.0, 3.0]], [[1.0, 1.0, -3.0]], [[-2.0, 1.0, 0.0]]]], "float32")  # 3 places
+    found = ops.convert_to_numpy(GeM(p=3.0, signed=True)(features))
+    np.testing.assert_allclose(found, [[-((15 / 3) ** (1 / 3)), 1.0, 0.0]], atol=1e-5)
+    positive = np.abs(features) + 1
+    plain, signed = (ops.convert_to_numpy(GeM(signed=signed)(positive)) for signed in (False, True))
+    np.testing.assert_allclose(signed, plain, rtol=1e-5)

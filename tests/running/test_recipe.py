@@ -22,8 +22,10 @@ def test_small_is_the_default():
 
 def test_every_shipped_recipe_is_valid():
     names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
-    published = {"softmax", "triplet", "arcface", "bottleneck"}
-    assert set(names) == published | {"small", "small-triplet", "small-arcface", "small-bottleneck"}
+    published, small = {"softmax", "triplet", "arcface", "bottleneck"}, {"triplet", "arcface", "bottleneck", "frozen"}
+    assert set(names) == published | {f"small-{name}" for name in small} | {
+        "small", "dinov2-small", "dinov3", "dinov3-arcface"
+    }  # fmt: skip
     for name in names:
         assert load(["--recipe", name]).run.recipe == name
 

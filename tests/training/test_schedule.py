@@ -1,5 +1,7 @@
 import math
 
+import keras
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import recipe_with
@@ -72,3 +74,20 @@ def test_streaming_yields_every_photo_with_a_class_and_fills_up_the_last_batch(r
     assert [ids for _, ids in schedule.stream(settings, Mirror(), ["images_000"], CLASSES, 1)] == [second]
     without = schedule.stream(settings, Mirror(), ["images_000"], CLASSES[:0], 1)
     assert [ids for _, ids in without] == [[]]
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_variables_learn_at_rates_of_their_own(kind, tmp_path):
+    """Under a slope of 1 a first step of Adam, or of SGD, is the learning rate."""
+    made = schedule.optimizer(TrainingSettings(optimizer=kind, learning_rate=0.1), [1.0, 0.5, 0.25])
+    again = type(made).from_config(made.get_config())
+    for one in (made, again):
+        variables = [keras.Variable(np.zeros(2, "float32")) for _ in range(3)]
+        one.build(variables)
+        one.apply([keras.ops.ones(2)] * 3)
+        moved = [keras.ops.convert_to_numpy(variable)[0] for variable in variables]
+        np.testing.assert_allclose(moved, [-0.1, -0.05, -0.025], rtol=1e-4)
+
+
+def test_all_learn_alike_where_no_rates_are_given():
+    assert type(schedule.optimizer(TrainingSettings(), [])).__name__ == "Adam"

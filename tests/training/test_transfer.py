@@ -24,7 +24,7 @@ from landmarks.training import transfer
 BUILD_BACKBONE = backbones.build_backbone
 
 
-def backbone(name, weights):
+def backbone(_settings):
     """Two convolutions, so that a test takes a second; layers: input, first, second."""
     photos = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(8, 8, strides=8, activation="relu", name="first")(photos)

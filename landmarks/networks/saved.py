@@ -1,0 +1,37 @@
+"""A .keras file, read without running code from it."""
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import keras
+
+from landmarks.running.command import InputError
+from landmarks.running.files import require_stored
+
+
+def require_keras_hub() -> None:
+    """Know the classes of KerasHub. Raises InputError where it is not installed."""
+    try:
+        import keras_hub  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"KerasHub is needed ({error}): pip install -r requirements-hub.txt") from error
+
+
+def read_model(path: Path) -> keras.Model:
+    """The model in a .keras file, with its optimizer's state.
+
+    Raises:
+        InputError: it needs KerasHub, which is not installed.
+        Exception: of many types where the file is broken, or holds variables that Keras would pass over with a warning.
+    """
+    with warnings.catch_warnings():
+        with zipfile.ZipFile(path) as archive:
+            require_stored(archive)
+            if b"keras_hub" in archive.read("config.json"):
+                require_keras_hub()
+        warnings.filterwarnings("error", "Skipping variable loading|.*could not be loaded")
+        model = keras.saving.load_model(path, safe_mode=True)
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"it holds a {type(model).__name__}")
+    return model
