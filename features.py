@@ -1,7 +1,7 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -138,6 +138,11 @@ def outline(path: Path) -> Outline:
         if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
             raise ValueError("its arrays do not match")
     return Outline(ids, landmark, dimension, crc32)
+
+
+def ids_in(files: Iterable[Path]) -> np.ndarray:
+    """The ids in some features files, (N,) str. Raises ValueError if one is damaged."""
+    return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
 
 
 def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:

@@ -8,15 +8,18 @@ two finished work folders, or more, recognise together.
 
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from features import ids_in
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror, require_place
-from landmarks.neighbours import nonlandmarks, penalty, rerank, voting
+from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
 from landmarks.neighbours.nonlandmarks import References
+from landmarks.neighbours.probability import Curve
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
@@ -39,38 +42,42 @@ def main() -> None:
 def recognise(recipe: Recipe) -> None:
     """The whole job, with the work folder to itself."""
     run, verifies = recipe.run, recipe.verification.verify != "off"
+    by_head = recipe.recognition.recognizer == "head"
+    calibrates = recipe.recognition.calibrate and not by_head  # which has learnt every landmark: none can be unknown
     mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
+    none = nonlandmarks.listed(mirror) if calibrates else None
     recipe.keep()
     if not run.models:
         train_model(recipe, mirror)
         whiten(recipe, mirror)
-    splits = ["test"] if recipe.recognition.recognizer == "head" and not verifies else ["test", "train"]
-    splits += [split for group in references for split in group.splits if split not in splits]
+    splits = ["test"] if by_head and not verifies else ["test", "train"]
+    splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
     from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
 
-    files = ensemble.embed(run, recipe.embedding, mirror, splits)
+    files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
         return
     references = nonlandmarks.located(references, files, mirror.train(), run.index_parts, run.work / "penalty")
+    if references:
+        references = penalty.weighed(recipe.recognition, run, files, voters_of(recipe, mirror), references)
     found = predict(recipe, mirror, files, references)
     if verifies:
         from landmarks.local_features import decision
 
         found = decision.verify(run, recipe.verification, mirror, files, found)
-    submission_csv = run.work / "recognition.csv"
+    curve = calibrate(recipe, mirror, files, references, none) if calibrates else None
+    if curve is not None:
+        found = found.assign(score=curve.of(found["score"].to_numpy()))
+    submission_csv, solution_csv = run.work / "recognition.csv", mirror.solution("recognition")
     submissions.write_recognition(
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
     )
     print(f"{submission_csv}: {len(found):,} predictions")
-    scores.write_scores(
-        "recognition",
-        submission_csv,
-        mirror.solution("recognition"),
-        run.work / "recognition.metrics.json",
-        unscored=nonlandmarks.serving_themselves(references),
-    )
+    unscored = nonlandmarks.serving_themselves(references)
+    for task in ["recognition"] + ["calibration"] * (curve is not None):
+        scores.write_scores(task, submission_csv, solution_csv, run.work / f"{task}.metrics.json", unscored=unscored)
 
 
 def check(recipe: Recipe) -> None:
@@ -139,21 +146,73 @@ def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], refere
 
     Args:
         files: the features of each split that is needed.
-        references: the photos of no landmark that the setting `penalty` takes.
+        references: the photos of no landmark that the setting `penalty` takes, weighed.
     """
     settings = recipe.recognition
     if settings.recognizer == "head":
         found = voting.head(files["test"])
     else:
-        from landmarks.training.selection import voters
-
-        voting_photos = voters(settings.vote_all, recipe.photos, mirror, recipe.run.folders[0])
-        found = penalty.recognise(settings, recipe.run, files, voting_photos, references)
+        found = penalty.recognise(settings, recipe.run, files, voters_of(recipe, mirror), references)
     if settings.most_predicted:
         found["score"] = rerank.frequent_as_nonlandmark(
             found["landmark"].to_numpy(), found["score"].to_numpy(), settings.most_predicted
         )
     return found
+
+
+def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
+    """`id` and `landmark_id` of the train photos that vote."""
+    from landmarks.training.selection import voters
+
+    return voters(recipe.recognition.vote_all, recipe.photos, mirror, recipe.run.folders[0])
+
+
+def calibrate(
+    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References], none: References | None
+) -> Curve | None:
+    """The curve from scores to probabilities of being right, kept in `calibration.json`; None if nothing tells it.
+
+    Photos whose truth is known are recognised, and verified, as the test photos are, by the other train photos.
+
+    Args:
+        none: the photos of no landmark that the mirror names.
+    """
+    from landmarks.training import selection, validation
+
+    run, settings, verification = recipe.run, recipe.recognition, recipe.verification
+    verifies, path = verification.verify != "off", run.work / "calibration.json"
+    sources = {split: files[split] for split in dict.fromkeys(["train", *(none.splits if none else [])])}
+    learnt = selection.voters(False, recipe.photos, mirror, run.folders[0]).set_index("id")["landmark_id"]
+    names, held_out = validation.held_out(recipe.training, mirror.shard_names("train"), learnt)
+    folds = probability.folds(
+        ids_in(chain(*sources.values())),
+        voters_of(recipe, mirror),
+        held_out.index.intersection(ids_in(file for file in files["train"] if file.stem in names)),
+        none.ids if none else [],
+        probability.MOST_VERIFIED if verifies else probability.MOST,
+    )
+    made_of = probability.made_of(sources, folds, references, settings, verification)
+    curve = probability.kept(made_of, path)
+    if curve is not None:
+        return curve
+    judged = []
+    for number, (truth, voters) in enumerate(folds):
+        within = run.model_copy(update={"work": run.work / f"calibration/{number}"})
+        sample = within.work / "judged.npz"
+        nonlandmarks.write_features(list(chain(*sources.values())), set(truth.index), sample)
+        serving = [group._replace(serve=set(truth.index)) for group in references[:1]]
+        found = penalty.recognise(settings, within, {**files, "test": [sample]}, voters, serving)
+        if verifies:
+            from landmarks.local_features import calibration
+
+            found = calibration.verify_known(run, verification, mirror, sources, sample, found)
+        judged.append(found)
+    curve = probability.fit(judged, [truth for truth, _ in folds], settings.non_landmark_share)
+    if curve is None:
+        print("there are no train photos to tell how sure scores are: they stay as they are")
+    else:
+        probability.keep(curve, made_of, path)
+    return curve
 
 
 if __name__ == "__main__":

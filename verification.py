@@ -1,16 +1,19 @@
 """Does the photo really show the landmark? Its local features and those of train photos decide.
 
-    python verification.py match A.jpg B.jpg --out matches.png [--extractor sift]
+    python verification.py match A.jpg B.jpg [--out matches.png] [--model WORK] [--extractor sift]
     python verification.py calibrate WORK
 
 A test photo is compared with train photos of its predicted landmark, the most similar first, until one has more inliers
 than the threshold: then it shows the landmark, else none. The third published solution compares with 20 at most, and
 its threshold is 35 inliers of DELF.
 
-`match` draws the inliers of two photos. `calibrate` tells what each threshold would give with the model and settings of
-a WORK folder, and which has the best GAP: on train photos, each held out, and as many that show no landmark, where the
-mirror lists some in metadata/non_landmarks.csv; else these are train photos whose landmark is taken for unknown. No
-solution is read. It ends with the threshold at which a run stops to compare; for more give the run more `--inliers`.
+`match` counts the inliers of two photos, and draws them: by the DELF of a WORK folder, else by an untrained one on
+the ImageNet weights of EfficientNet-Lite0, which come with pip.
+
+`calibrate` tells what each threshold would give with the model and settings of a WORK folder, and which has the best
+GAP: on train photos, each held out, and as many that show no landmark, where the mirror lists some in
+metadata/non_landmarks.csv; else these are train photos whose landmark is taken for unknown. No solution is read. It
+ends with the threshold at which a run stops to compare; for more give the run more `--inliers`.
 """
 
 import argparse
@@ -32,20 +35,24 @@ from landmarks.running.files import whole
 from landmarks.running.locks import held
 
 
-def match(a: Path, b: Path, out: Path, extractor: str, model: Path | None, size: int, points: int) -> None:
-    """Print how many inliers two photos have and draw them; the arguments are those of the command."""
+def match(
+    a: Path, b: Path, out: Path | None, extractor: str | None, model: Path | None, size: int, points: int
+) -> None:
+    """Print how many inliers two photos have, and draw them if asked to; the arguments are those of the command."""
     if size < SMALLEST_SIDE or points < 2:
         raise InputError(f"--size {size} --points {points}: give at least {SMALLEST_SIDE} pixels and 2 points")
+    extractor = extractor or ("delf" if model else "untrained")
     extract = open_extractor(extractor, model, points)
     one, other = _read_photo(a, size), _read_photo(b, size)
     of_one, of_other = extract(one), extract(other)
     rows = inliers(of_one, of_other, MATCHING[extractor])
-    picture = draw_matches(one, other, of_one.points[rows[:, 0]], of_other.points[rows[:, 1]])
-    try:
-        with whole(out) as part:
-            picture.save(part)
-    except ValueError as error:  # Pillow goes by the suffix
-        raise InputError(f"{out} cannot be written: {error}; give a name like matches.png") from error
+    if out is not None:
+        picture = draw_matches(one, other, of_one.points[rows[:, 0]], of_other.points[rows[:, 1]])
+        try:
+            with whole(out) as part:
+                picture.save(part)
+        except ValueError as error:  # Pillow goes by the suffix
+            raise InputError(f"{out} cannot be written: {error}; give a name like matches.png") from error
     print(f"{len(rows)} inliers")
 
 
@@ -92,9 +99,9 @@ def main() -> None:
     matching = commands.add_parser("match", help="draw the inliers of two photos")
     matching.add_argument("a", type=Path)
     matching.add_argument("b", type=Path)
-    matching.add_argument("--out", type=Path, required=True, help="the picture to write, like matches.png")
-    matching.add_argument("--extractor", choices=list(EXTRACTORS), default="sift")
-    matching.add_argument("--model", type=Path, help="folder of the SavedModel, or of the trained DELF")
+    matching.add_argument("--out", type=Path, help="the picture to write, like matches.png")
+    matching.add_argument("--extractor", choices=list(EXTRACTORS), help="default: delf, untrained without --model")
+    matching.add_argument("--model", type=Path, help="work folder of a trained DELF, or folder of the SavedModel")
     matching.add_argument("--size", type=int, default=512, help="pixels of a photo's longer side (default 512)")
     matching.add_argument("--points", type=int, default=1000, help="of a photo at most (default 1000)")
     calibrating = commands.add_parser("calibrate", help="precision, recall and GAP by the threshold of inliers")

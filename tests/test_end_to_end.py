@@ -76,7 +76,7 @@ def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
         for photo, row in zip(features.ids, similarity, strict=True):
             nearest = row[landmark_of.loc[train_ids] == int(said[photo][0])].max()
             assert nearest == pytest.approx(row.max(), abs=1e-6)
-            assert float(said[photo][1]) == pytest.approx(row.max(), abs=1e-6)
+            assert 0 < float(said[photo][1]) < 1
 
     metrics = json.loads((finished / "recognition.metrics.json").read_text())
     assert set(metrics["private"]) == {"gap", "gap_landmarks_only", "top1"}
@@ -88,6 +88,35 @@ def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
     assert history["mini_epoch"].tolist() == list(range(1, 11))  # 5 of 6 shards, twice
     assert history["validation_gap"].between(0, 1).all()
     assert not (finished / "checkpoint.keras").exists()
+
+
+def test_probabilities_have_the_order_of_the_similarities(finished, tiny_mirror, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    run("recognition.py", work, "--no-calibrate")
+    assert (work / "recognition.metrics.json").read_text() == (finished / "recognition.metrics.json").read_text()
+    probabilities, similarities = (
+        pd.read_csv(folder / "recognition.csv").set_index("id")["landmarks"].str.split(" ", expand=True)
+        for folder in (finished, work)
+    )
+    assert probabilities[0].tolist() == similarities[0].tolist()
+    raw = similarities[1].astype(float)
+    assert probabilities[1].astype(float).rank().tolist() == raw.rank().tolist()
+    gallery = np.concatenate([load_features(path).embeddings for path in (work / "features/train").glob("*.npz")])
+    for path in (work / "features/test").glob("*.npz"):
+        features = load_features(path)
+        nearest = (features.embeddings.astype("float32") @ gallery.astype("float32").T).max(axis=1)
+        np.testing.assert_allclose(raw[features.ids], nearest, atol=1e-6)
+
+    assert {"expected_calibration_error", "brier_score"} < set(
+        json.loads((finished / "calibration.metrics.json").read_text())["private"]
+    )
+    before = (work / "calibration.json").stat().st_mtime_ns
+    done = run("recognition.py", work, "--calibrate")
+    assert (work / "recognition.csv").read_bytes() == (finished / "recognition.csv").read_bytes()
+    assert (work / "calibration.json").stat().st_mtime_ns == before and "scores are probabilities" not in done.stdout
+    done = run("recognition.py", work, "--votes=2")
+    assert (work / "calibration.json").stat().st_mtime_ns > before and "scores are probabilities" in done.stdout
 
 
 def test_the_head_recognises_on_request_in_full_precision(finished, tmp_path):
@@ -185,7 +214,7 @@ def test_two_models_together(finished, tiny_mirror, tmp_path):
             random /= np.linalg.norm(random, axis=1, keepdims=True)
             save_features(path, features._replace(embeddings=random.astype(np.float16)))
             embeddings[-1] |= dict(zip(features.ids.tolist(), random, strict=True))
-    run("recognition.py", Path(f"{models[0]},{models[1]}"), "--model-weights=2,1")
+    run("recognition.py", Path(f"{models[0]},{models[1]}"), "--model-weights=2,1", "--no-calibrate")
     together = tmp_path / "A+B"
     run("retrieval.py", together, "--no-rerank")
 
@@ -236,11 +265,14 @@ def test_verification_by_local_features(finished, tmp_path):
     shutil.copytree(finished, work)
     before = pd.read_csv(work / "retrieval.csv")
     local = ["--extractor=sift", "--local-points=50"]
-    run("recognition.py", work, "--verify=lower", "--inlier-weight=1", "--comparisons=3", *local)
+    run("recognition.py", work, "--verify=lower", "--inlier-weight=1", "--comparisons=3", "--no-calibrate", *local)
     lowered = pd.read_csv(work / "recognition.csv")["landmarks"].str.split(" ", expand=True)
     assert set(lowered[0].astype(int)) <= {10, 20, 30} and set(lowered[1].astype(float)) == {0}
     verified = pd.read_csv(work / "verification.csv")
     assert verified["compared"].tolist() == [3] * len(verified) and (verified["inliers"] == 0).all()
+    run("recognition.py", work, "--verify=lower", "--inlier-weight=1", "--comparisons=3", "--calibrate", *local)
+    sure = pd.read_csv(work / "recognition.csv")["landmarks"].str.split(" ", expand=True)[1].astype(float)
+    assert sure.nunique() == 1 and 0 < sure[0] < 1
     done = run("recognition.py", work, "--verify=none", "--comparisons=3", *local)
     assert "0 of 10 predictions have more than 35 inliers" in done.stdout
     assert pd.read_csv(work / "recognition.csv")["landmarks"].isna().all()

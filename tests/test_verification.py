@@ -41,10 +41,24 @@ def script(*arguments):
     )
 
 
-def test_matching_two_files(tmp_path):
+def test_matching_two_files_needs_no_work_folder(tmp_path):
+    """Without one it is DELF on ImageNet weights: its points are 16 pixels apart, but there are seven scales."""
+    for name, photo in (("a", texture(1)), ("b", texture(1, 10, 0.8)), ("other", texture(2))):
+        (tmp_path / f"{name}.jpg").write_bytes(photo)
+    counts = []
+    for other in ("b.jpg", "other.jpg"):
+        done = script("match", tmp_path / "a.jpg", tmp_path / other)
+        assert done.returncode == 0, done.stderr
+        counts.append(int(done.stdout.removesuffix(" inliers\n")))
+    assert counts[0] > 1.5 * counts[1]  # blobs on a grid: 234 and 122
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_drawing_the_matches_of_two_files(tmp_path):
     (tmp_path / "a.jpg").write_bytes(texture(1))
     (tmp_path / "b.jpg").write_bytes(texture(1, 10, 0.8))
-    done = script("match", tmp_path / "a.jpg", tmp_path / "b.jpg", "--out", tmp_path / "new/out.png", "--size", 200)
+    options = ("--out", tmp_path / "new/out.png", "--size", 200, "--extractor", "sift")
+    done = script("match", tmp_path / "a.jpg", tmp_path / "b.jpg", *options)
     assert done.returncode == 0, done.stderr
     count, word = done.stdout.split()
     assert int(count) > 30 and word == "inliers"
@@ -61,6 +75,7 @@ def test_matching_two_files(tmp_path):
         ({"--size": 0}, "--size 0 --points 1000: give at least 32 pixels and 2 points"),
         ({"--points": 1}, "give at least"),
         ({"--extractor": "delf"}, "delf needs the folder of its model, not None"),
+        ({"--extractor": "delf", "--model": "gone"}, "delf needs the folder of its model, not gone"),
         ({"--extractor": "orb"}, "invalid choice: 'orb'"),
     ],
 )
@@ -68,7 +83,7 @@ def test_what_match_cannot_use_is_one_clear_line(tmp_path, monkeypatch, changed,
     (tmp_path / "a.jpg").write_bytes(texture(1))
     (tmp_path / "text.jpg").write_text("no photo")
     (tmp_path / "thin.jpg").write_bytes(jpeg(1, (200, 20)))
-    given = {"a": "a.jpg", "b": "a.jpg", "--out": "out.png", **changed}
+    given = {"a": "a.jpg", "b": "a.jpg", "--out": "out.png", "--extractor": "sift", **changed}
     options = [part for name, value in given.items() if name.startswith("--") for part in (name, str(value))]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["verification.py", "match", given["a"], given["b"], *options])

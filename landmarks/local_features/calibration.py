@@ -8,7 +8,7 @@ import pandas as pd
 
 from features import concatenate, load_features, outline, save_features, take
 from landmarks.local_features.candidates import features_of, most_similar
-from landmarks.local_features.decision import largest_threshold
+from landmarks.local_features.decision import decide, largest_threshold
 from landmarks.local_features.matching import MATCHING, compare
 from landmarks.mirrors.base import Mirror
 from landmarks.neighbours import nonlandmarks
@@ -45,18 +45,51 @@ def verify_held_out(
         none: their ids.
     """
     train, sample = mirror.train(), run.work / "held_out.npz"
-    others = [split for split in files if split != "train"]
-    none_files = [path for split in others or ["train"] for path in files[split]]
+    none_files = [path for split in files if split != "train" for path in files[split]] or files["train"]
     found = hold_out(files["train"], train, PHOTOS, seed, run.index_parts, sample, none_files, none)
-    nearest = most_similar([sample], files["train"], found["landmark"], train, settings.comparisons + 1)
+    return found.assign(inliers=most_inliers(run, settings, mirror, files, sample, found["landmark"]))
+
+
+def most_inliers(
+    run: RunSettings,
+    settings: VerificationSettings,
+    mirror: Mirror,
+    files: Mapping[str, list[Path]],
+    sample: Path,
+    landmark: pd.Series,
+) -> pd.Series:
+    """The most inliers that each photo has with another train photo of its predicted `landmark`, both by id.
+
+    Args:
+        files: features files of train, and of the other splits that the photos are in.
+        sample: a features file of the photos.
+    """
+    nearest = most_similar([sample], files["train"], landmark, mirror.train(), settings.comparisons + 1)
     candidates = {i: [other for other in row if other != i][: settings.comparisons] for i, row in nearest.items()}
     counts: dict[str, list[int]] = {}
-    for split in ["train", *others]:
+    for split in files:
         here = set(np.concatenate([outline(path).ids for path in files[split]]).tolist())
         theirs = {identity: row for identity, row in candidates.items() if identity in here}
         photos, gallery, theirs = features_of(run, settings, mirror, files, (split, "train"), theirs)
         counts |= compare(theirs, photos, gallery, MATCHING[settings.extractor], largest_threshold(settings))
-    return found.assign(inliers=[max(counts[identity], default=0) for identity in found.index])
+    return pd.Series({identity: max(counts[identity], default=0) for identity in landmark.index}, dtype="int64")
+
+
+def verify_known(
+    run: RunSettings,
+    settings: VerificationSettings,
+    mirror: Mirror,
+    files: Mapping[str, list[Path]],
+    sample: Path,
+    found: pd.DataFrame,
+) -> pd.DataFrame:
+    """Predictions of photos whose truth is known, `landmark` and `score` by id, verified as those of test photos are.
+
+    Args:
+        files, sample: as `most_inliers` has them.
+    """
+    inliers = most_inliers(run, settings, mirror, files, sample, found["landmark"])
+    return decide(found, inliers, settings.verify, settings.inliers, settings.inlier_weight)
 
 
 def hold_out(

@@ -17,8 +17,10 @@ from PIL import Image
 
 import model as models
 from landmarks.local_features.points import SCALES, LocalFeatures
-from landmarks.networks.layers import register
+from landmarks.networks.backbones import build_backbone
+from landmarks.networks.layers import Normalization, register
 from landmarks.running.command import InputError
+from landmarks.running.settings import ModelSettings
 
 FILE = "delf.keras"  # in a work folder: features, attention and PCA in one model
 STRIDE = 16
@@ -67,6 +69,15 @@ def stride_16_features(backbone: keras.Model) -> keras.Model:
     features = keras.Model(backbone.input, end.output, name="features")
     features.trainable = False
     return features
+
+
+def untrained() -> keras.Model:
+    """DELF without training: the ImageNet features of EfficientNet-Lite0, their norm as attention, and no PCA.
+
+    Raises InputError if the package with the weights is not installed.
+    """
+    backbone, preprocess_input = build_backbone(ModelSettings(backbone="EfficientNetLite0", weights="imagenet"))
+    return build(Normalization.like(preprocess_input), stride_16_features(backbone), FeatureNorm())
 
 
 def build(normalization: keras.Layer, features: keras.Model, attention: keras.Layer) -> keras.Model:

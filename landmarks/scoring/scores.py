@@ -8,6 +8,8 @@ from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.scoring import solutions, submissions
 from landmarks.scoring.measures import (
+    brier_score,
+    expected_calibration_error,
     find_hits,
     gap,
     mean_average_precision,
@@ -42,6 +44,34 @@ def score_recognition(
                 "top1": top1_accuracy(predicted, truth),
             }
     return _require_scores(scores, solution_csv)
+
+
+def score_calibration(
+    submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()
+) -> dict[str, dict[str, float | None]]:
+    """How near the scores of a recognition submission are to probabilities of being right, by half.
+
+    {"public": {"expected_calibration_error", "brier_score", "mean_score", "right"}, "private": ...}, of the photos that
+    have a prediction, with a landmark and without; `right` is the part of these predictions that is right.
+
+    Raises InputError if a file cannot be read (see `submissions`), or there is no prediction.
+    """
+    solution = solutions.read_recognition_solution(solution_csv).without(unscored)
+    predictions = submissions.read_recognition(submission_csv, solution)
+    scores: dict[str, dict[str, float | None]] = {}
+    for part in ("public", "private"):
+        predicted, truth = getattr(predictions, part), getattr(solution, part)
+        scores[part] = dict.fromkeys(("expected_calibration_error", "brier_score", "mean_score", "right"))
+        if predicted:
+            score = [float(one) for _, one in predicted.values()]
+            right = [landmark in truth[identity] for identity, (landmark, _) in predicted.items()]
+            scores[part] = {
+                "expected_calibration_error": expected_calibration_error(score, right),
+                "brier_score": brier_score(score, right),
+                "mean_score": sum(score) / len(score),
+                "right": sum(right) / len(right),
+            }
+    return scores
 
 
 def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[str, float | None]]:
@@ -86,5 +116,6 @@ def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Pa
 
 SCORERS: dict[str, Callable[..., dict[str, dict[str, float | None]]]] = {
     "recognition": score_recognition,
+    "calibration": score_calibration,
     "retrieval": score_retrieval,
 }

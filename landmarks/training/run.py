@@ -29,7 +29,7 @@ from landmarks.running.settings import ModelSettings, RunSettings, TrainingSetti
 from landmarks.running.skipped import record_skipped
 from landmarks.training import transfer, triplets
 from landmarks.training.schedule import learning_rate, optimizer, stream
-from landmarks.training.validation import Validation, clear, hold_out
+from landmarks.training.validation import Validation, clear, held_out
 
 BEST = "nearest_photo_gap"  # what `keep_best` goes by
 CHECKPOINTS = ("checkpoint.keras", "checkpoint-before.keras")  # the last two
@@ -59,11 +59,10 @@ def train(
     classes = pd.Series(np.searchsorted(landmarks, photos["landmark_id"]), index=photos["id"])
     _claim(run.work, classes)
     names = mirror.shard_names("train")
+    held_names, held_classes = held_out(training, names, classes)
     if training.validation_shards < len(names):
-        held_out, held_classes = names[len(names) - training.validation_shards :], classes
         names = names[: len(names) - training.validation_shards]
     else:
-        held_out, held_classes = names, hold_out(classes, training.seed)
         classes = classes.drop(held_classes.index)
         print(
             f"{mirror.name} has {len(names)} train shards, too few to hold out {training.validation_shards}: "
@@ -73,7 +72,7 @@ def train(
     by_triplets = model.loss == "triplet"
     trainer = Trainer(run, model, training, classes, total=training.epochs * (1 if by_triplets else len(names)))
     validation = Validation(
-        mirror, held_out, held_classes, run.work, training.validation_images, model.image_size, training.batch_size
+        mirror, held_names, held_classes, run.work, training.validation_images, model.image_size, training.batch_size
     )
     if training.keep_best and not validation.is_query.any():
         held_out_photos = len(validation.classes)

@@ -14,6 +14,7 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, Shard, TarShard, write_tar
 from landmarks.running.command import check_stop
+from landmarks.running.settings import TrainingSettings
 from landmarks.scoring import measures
 
 
@@ -88,6 +89,16 @@ def hold_out(classes: pd.Series, seed: int) -> pd.Series:
     """Every fifth photo, drawn by the seed, of each class: photos of a mirror with too few shards to hold one out."""
     drawn = classes.iloc[np.random.default_rng(seed).permutation(len(classes))]
     return drawn[drawn.groupby(drawn).cumcount() % 5 == 4]
+
+
+def held_out(settings: TrainingSettings, names: list[str], classes: pd.Series) -> tuple[list[str], pd.Series]:
+    """The train shards that held-out photos are in, and the classes by id of all that may be held out there.
+
+    They are the last shards; in a mirror with no more than `validation_shards` every fifth photo of each class.
+    """
+    if settings.validation_shards < len(names):
+        return names[len(names) - settings.validation_shards :], classes
+    return names, hold_out(classes, settings.seed)
 
 
 def choose(ids: list[str], classes: pd.Series, room: int, held: list[str]) -> list[str]:

@@ -45,7 +45,7 @@ def test_a_blank_photo_has_no_points(name):
 
 
 def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no extractor 'orb': there are delf, savedmodel, sift, xfeat"):
+    with pytest.raises(InputError, match="no extractor 'orb': there are delf, savedmodel, sift, untrained, xfeat"):
         open_extractor("orb")
     with pytest.raises(InputError, match="savedmodel needs the folder of its model, not None"):
         open_extractor("savedmodel")
