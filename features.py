@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
@@ -18,6 +17,7 @@ from landmarks.networks.whitening import Whitening
 from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, require_space, whole
+from landmarks.running.progress import Progress
 from landmarks.running.recipe import selected
 from landmarks.running.settings import EmbeddingSettings
 from landmarks.running.skipped import record_skipped, skipped_photos
@@ -160,7 +160,7 @@ def outdated(files: dict[str, Path], mirror: Mirror, split: str, made_by: str) -
     with ThreadPoolExecutor(16) as pool:  # a network's file system takes its time to tell a photo's size
         current = [name for name, fits in zip(files, pool.map(is_current, files), strict=True) if fits]
     whole = set()
-    for name in tqdm(current, f"check features of {split}", unit=" shards", leave=False):
+    for name in Progress(current, f"check features of {split}", unit=" shards", leave=False):
         check_stop()
         if is_whole(files[name]):
             whole.add(name)
@@ -223,7 +223,7 @@ def embed(
             save_features(files[name], _whitened(load_features(path), whitening), note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
-    for shard in tqdm(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
+    for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
         sizes = settings.sizes(image_size)
         features = _embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
         if whitening:
@@ -314,7 +314,7 @@ def _embed_shard(
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
     photo_ids = [photo for photo in shard.ids if photo in listed]
     of_size = [Batches(shard, photo_ids, size, batch_size) for size in sizes]
-    for batches in tqdm(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
+    for batches in Progress(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
         check_stop()
         ids += batches[0][0]
         photos = [images for _, images in batches] if len(sizes) > 1 else batches[0][1]

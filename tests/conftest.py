@@ -200,5 +200,6 @@ def impatient(monkeypatch) -> Clock:
     monkeypatch.setattr(outages, "stop_event", clock)
     monkeypatch.setattr(outages, "answered", set())
     monkeypatch.setattr(command, "_signals", [])
+    monkeypatch.setattr(command, "_warnings", {})
     command.stop_event.clear()
     return clock

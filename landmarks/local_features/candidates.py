@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from features import load_features
 from landmarks.local_features.delf_training import train_delf
@@ -21,6 +20,7 @@ from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import prepare_folder
+from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings
 from landmarks.training.selection import train_photos
 from model import load_labels
@@ -49,7 +49,7 @@ def most_similar(
     similarities = np.full((len(ids), count), -np.inf, np.float32)
     positions = np.full((len(ids), count), -1, np.int64)
     train_ids: list[str] = []
-    for features in map(load_features, tqdm(train_files, "most similar train photos", unit=" files")):
+    for features in map(load_features, Progress(train_files, "most similar train photos", unit=" files")):
         check_stop()
         shown = landmark_of.loc[features.ids].to_numpy()
         for shown_landmark, columns in pd.Series(shown).groupby(shown).indices.items():

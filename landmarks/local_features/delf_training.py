@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 from PIL import Image
-from tqdm import tqdm
 
 import model as models
 from generators import Batches, shuffled
@@ -35,6 +34,7 @@ from landmarks.networks.layers import register, unit
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
+from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.threads import in_threads
 from landmarks.training.run import CHECKPOINTS, Trainer
@@ -217,7 +217,7 @@ def draw_sample(mirror: Mirror, photos: pd.DataFrame, count: int, size: int, see
 
     for shard in sample.stream("train", done):
         take(shard.ids)
-    for shard in tqdm(mirror.stream("train", names[len(done) :]), "DELF's photos", len(names), len(done)):
+    for shard in Progress(mirror.stream("train", names[len(done) :]), "DELF's photos", len(names), len(done)):
         ids = take([shard.ids[i] for i in shuffled(len(shard.ids), seed, 0)])
         load = partial(_small, shard, size)
         build.write_shard(folder, "train", shard.name, list(zip(ids, ids, strict=True)), load)
@@ -279,6 +279,6 @@ def principal_axes(samples: Iterable[np.ndarray], dimensions: int) -> tuple[np.n
 def _samples(sample: Mirror, model: keras.Model, size: int) -> Iterator[np.ndarray]:
     """The best features of the first photos of the sample."""
     ids = ((shard, identity) for shard in sample.stream("train", sample.shard_names("train")) for identity in shard.ids)
-    for shard, identity in tqdm(islice(ids, PCA_PHOTOS), "PCA", PCA_PHOTOS, unit=" photos"):
+    for shard, identity in Progress(islice(ids, PCA_PHOTOS), "PCA", PCA_PHOTOS, unit=" photos"):
         check_stop()
         yield delf.extract(model, decode(shard.read(identity), size), POINTS).descriptors

@@ -12,7 +12,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from features import outline
 from landmarks.local_features.points import SMALLEST_SIDE, Extractor, LocalFeatures, decode, none_found
@@ -22,6 +21,7 @@ from landmarks.mirrors.shards import Shard
 from landmarks.running.arrays import stated_bytes
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
+from landmarks.running.progress import Progress
 from landmarks.running.skipped import record_skipped
 from landmarks.running.threads import in_threads
 
@@ -97,7 +97,7 @@ def keep_features(
     chosen = set(islice(dict.fromkeys([*wanted, *chain.from_iterable(has.values())]), most))
     needed = chosen.intersection(wanted)
     todo: dict[str, list[str]] = {}
-    for name, path in tqdm(there.items(), f"shards of local features of {split}", unit=" shards"):
+    for name, path in Progress(there.items(), f"shards of local features of {split}", unit=" shards"):
         old = has[files[name]]
         new = [identity for identity in outline(path).ids.tolist() if identity in needed and identity not in old]
         if new or not old <= chosen:
@@ -109,7 +109,7 @@ def keep_features(
         with _rewritten(files[name], chosen & has[files[name]]):
             pass
     todo = {name: new for name, new in todo.items() if new}
-    for shard in tqdm(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
+    for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
     return KeptFeatures([path for path in files.values() if path.exists()])
@@ -140,7 +140,8 @@ def _keep_shard(
     unreadable = []
     with _rewritten(path, old) as file:
         photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
-        for identity, photo in zip(new, tqdm(photos, path.stem, len(new), unit=" photos", leave=False), strict=True):
+        decoded = Progress(photos, path.stem, len(new), unit=" photos", leave=False)
+        for identity, photo in zip(new, decoded, strict=True):
             check_stop()
             if isinstance(photo, str):
                 unreadable.append((identity, photo))
@@ -190,7 +191,7 @@ def _whole_ids(paths: list[Path]) -> dict[Path, set[str]]:
     except (FileNotFoundError, ValueError):
         pass
     stamps: dict[str, list[int]] = {}
-    for path in tqdm(paths, "check local features", unit=" files"):
+    for path in Progress(paths, "check local features", unit=" files"):
         check_stop()
         has[path] = set()
         try:

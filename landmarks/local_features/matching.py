@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from landmarks.local_features.points import LocalFeatures, opencv
 from landmarks.running.command import check_stop
+from landmarks.running.progress import Progress
 from landmarks.running.threads import in_threads
 
 MAX_ITERATIONS = 2000  # of MAGSAC; 10 inliers among 110 matches are found, which 500 iterations miss
@@ -123,7 +123,7 @@ def compare(
 
     with threadpool_limits(1, "blas"):
         counts = in_threads(count, candidates, AHEAD)
-        return dict(zip(candidates, tqdm(counts, "compare", len(candidates), unit=" photos"), strict=True))
+        return dict(zip(candidates, Progress(counts, "compare", len(candidates), unit=" photos"), strict=True))
 
 
 def _first(points: np.ndarray) -> np.ndarray:

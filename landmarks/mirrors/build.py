@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from landmarks.mirrors.base import NON_LANDMARKS, SOLUTIONS, SPLITS
 from landmarks.mirrors.folder import FolderMirror
@@ -14,6 +13,7 @@ from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.shards import write_tar
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, whole
+from landmarks.running.progress import Progress
 from landmarks.running.threads import in_threads
 
 PHOTOS_PER_SHARD = 5000
@@ -88,7 +88,7 @@ def write_shard(
 
     def loaded():
         results = in_threads(try_load, photos, ahead=PHOTOS_AHEAD, threads=threads)
-        for identity, source, data in tqdm(results, f"{split} {name}", len(photos), unit=" photos", leave=False):
+        for identity, source, data in Progress(results, f"{split} {name}", len(photos), unit=" photos", leave=False):
             check_stop()
             if isinstance(data, bytes):
                 yield identity, data

@@ -3,8 +3,6 @@
 from collections import Counter
 from functools import partial
 
-from tqdm import tqdm
-
 from landmarks.mirrors import images
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.mirrors.images import UnreadablePhoto
@@ -12,6 +10,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import DamagedShard, Shard, TarShard
 from landmarks.running.command import check_stop
 from landmarks.running.files import md5
+from landmarks.running.progress import Progress
 from landmarks.running.settings import MirrorSettings
 from landmarks.running.threads import in_threads
 
@@ -34,7 +33,7 @@ def _check_split(source: Mirror, split: str) -> list[str]:
     seen: Counter[str] = Counter()
     shard_faults, refused, unreadable = [], [], []
     names = source.shard_names(split)
-    for name in tqdm(names, split, unit=" shards"):
+    for name in Progress(names, split, unit=" shards"):
         check_stop()
         place = f"{split}/{name}"
         try:

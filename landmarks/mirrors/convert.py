@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from landmarks.mirrors import download, images
 from landmarks.mirrors.addresses import require_no_proxy
@@ -29,6 +28,7 @@ from landmarks.mirrors.survey import require_enough, survey
 from landmarks.running.command import InputError
 from landmarks.running.files import md5, whole
 from landmarks.running.locks import held
+from landmarks.running.progress import Progress
 
 METADATA = [
     "train", "train_clean", "train_label_to_category", "index", "index_image_to_landmark", "non_landmarks", "test",
@@ -141,7 +141,7 @@ def shrink(mirror: str, out: Path, size: int) -> None:
         for split in SPLITS:
             done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
             names = [name for name in source.shard_names(split) if name not in done]
-            for shard in tqdm(source.stream(split, names), split, len(names), unit=" shards"):
+            for shard in Progress(source.stream(split, names), split, len(names), unit=" shards"):
                 load = partial(_shrink_photo, shard, size)
                 write_shard(out, split, shard.name, [(identity, identity) for identity in shard.ids], load)
                 record_failures(out, [(member, f"{split}/{shard.name}", reason) for member, reason in shard.refused])

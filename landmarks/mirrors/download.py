@@ -9,12 +9,12 @@ from typing import NoReturn
 
 import requests
 import urllib3
-from tqdm import tqdm
 
 from landmarks.mirrors.addresses import PublicAdapter
 from landmarks.mirrors.outages import PATIENCE, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_space
+from landmarks.running.progress import Progress, size_of
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
@@ -136,7 +136,7 @@ def read(url: str, limit: int, allow_private: bool = False) -> bytes:
     except InputError as error:
         raise OSError(str(error)) from error
     if len(body) > limit:
-        raise OSError(f"more than {limit:,} bytes are not accepted")
+        raise OSError(f"more than {size_of(limit)} are not accepted")
     return body
 
 
@@ -199,8 +199,8 @@ class _Transfer:
                 total = None if place[2] == "*" else int(place[2])
             else:
                 self._begin_again("the server sent another range than the one asked for")
-            if (total or 0) > self.limit:
-                raise InputError(f"{self.url} is {total:,} bytes; more than {self.limit:,} are not accepted")
+            if total and total > self.limit:
+                raise InputError(f"{self.url} has {size_of(total)}; more than {size_of(self.limit)} are not accepted")
             require_space(self.part.parent, (total or begin) - begin, f"the rest of {self.url} takes")
             # Without it, a file that changes between two tries would be glued together from both versions.
             weak = response.headers.get("ETag", "W/").startswith("W/")
@@ -208,7 +208,7 @@ class _Transfer:
             self.validator = {"If-Range": unchanged} if unchanged else {}
             self._copy_body(response, begin, total, encoded)
         if total is not None and _size(self.part) != total:
-            raise Failure(f"the transfer was cut at {_size(self.part):,} of {total:,} bytes")
+            raise Failure(f"the transfer was cut at {size_of(_size(self.part))} of {size_of(total)}")
 
     def _begin_again(self, reason: str) -> NoReturn:
         self.part.unlink(missing_ok=True)
@@ -216,7 +216,7 @@ class _Transfer:
 
     def _copy_body(self, response: requests.Response, begin: int, total: int | None, encoded: bool) -> None:
         name = self.url.rsplit("/", 1)[-1]
-        bar = tqdm(desc=name, initial=begin, total=total, unit="B", unit_scale=True, leave=False)
+        bar = Progress(desc=name, initial=begin, total=total, unit="B", unit_scale=True, leave=False)
         with open(self.part, "r+b" if begin else "wb") as file, bar:
             file.seek(begin)
             file.truncate()
@@ -227,7 +227,7 @@ class _Transfer:
                     file.write(chunk)
                     bar.update(len(chunk))
                     if file.tell() > self.limit:
-                        raise InputError(f"{self.url} sends more than {self.limit:,} bytes, which are not accepted")
+                        raise InputError(f"{self.url} sends more than {size_of(self.limit)}, which are not accepted")
             except CUT as error:
                 raise failure_of(error) from error
 

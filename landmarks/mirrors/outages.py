@@ -4,7 +4,6 @@ import math
 import random
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import TypeVar
 
 import requests
 import urllib3
-from tqdm import tqdm
 
 from landmarks.running.command import InputError, check_stop, stop_event
+from landmarks.running.progress import say
 
 PATIENCE = 30 * 60  # seconds, where no --patience is given
 STRANGER_TRIES = 5  # for a server that has never answered: its name is wrong, or there is no network
@@ -99,10 +98,7 @@ def persist(
         pause = min(max(random.uniform(0, min(2 ** (failures - 1), LONGEST_PAUSE)), failure.retry_after), left)
         if not (tries or is_stranger or is_said) and clock() - since + pause > UNSAID:
             until = datetime.now() + timedelta(seconds=left)
-            tqdm.write(
-                f"warning: {server} is away ({failure.cause}); waiting for it until {until:%Y-%m-%d %H:%M:%S} at most",
-                file=sys.stderr,
-            )
+            say(f"warning: {server} is away ({failure.cause}); waiting for it until {until:%Y-%m-%d %H:%M:%S} at most")
             is_said = True
         _wait(pause, check)
 

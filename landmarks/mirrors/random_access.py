@@ -6,12 +6,12 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.shards import FolderShard, TarShard
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.progress import Progress
 
 
 class RandomAccess:
@@ -47,7 +47,7 @@ class RandomAccess:
         self._shard = np.full(len(self.ids), -1, np.int32)
         self._offset = np.zeros(len(self.ids), np.int64)
         self._length = np.zeros(len(self.ids), np.int32)
-        for shard in tqdm(mirror.stream(split, names), f"index {split}", len(names), unit=" shards", leave=False):
+        for shard in Progress(mirror.stream(split, names), f"index {split}", len(names), unit=" shards", leave=False):
             check_stop()
             self._add(shard)
         found = self._shard >= 0

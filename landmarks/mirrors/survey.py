@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from landmarks.mirrors import duplicates, images
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES
 from landmarks.mirrors.summary import kinds
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.progress import Progress
 from landmarks.running.threads import in_threads
 
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
@@ -136,7 +136,7 @@ def _identity(name: str) -> str:
 
 def _leave_out_unreadable(found: Survey) -> None:
     photos = found.photos
-    results = tqdm(in_threads(_look, photos["url"], ahead=256), "looking through", len(photos), unit=" photos")
+    results = Progress(in_threads(_look, photos["url"], ahead=256), "looking through", len(photos), unit=" photos")
     looks = pd.DataFrame(list(results), photos.index, ["bytes", "hash", "fault"])
     unreadable = looks["fault"].notna()
     found.passed_over += zip(

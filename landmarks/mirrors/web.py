@@ -1,7 +1,6 @@
 """A mirror at a URL: shards come when they are wanted and go when they are done."""
 
 import csv
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,14 +9,12 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from landmarks.mirrors import download
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, TarShard
 from landmarks.mirrors.tables import read_table
 from landmarks.running import command
-from landmarks.running.command import InputError
+from landmarks.running.command import InputError, warn
 from landmarks.running.files import md5
 from landmarks.running.settings import MirrorSettings
 
@@ -168,8 +165,7 @@ class WebMirror(Mirror):
         is_new = not path.exists()
         with open(path, "a", newline="") as file:
             csv.writer(file).writerows([["shard", "expected", "found"]] * is_new + [[relative, expected, found]])
-        tqdm.write(
-            f"warning: {self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
-            f"used, because the tar reads whole, and recorded in {path}",
-            file=sys.stderr,
+        warn(
+            f"{self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
+            f"used, because the tar reads whole, and recorded in {path}"
         )

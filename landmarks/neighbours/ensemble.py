@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import features
 import model as models
@@ -19,6 +18,7 @@ from landmarks.running import recipe as recipes
 from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import prepare_folder
+from landmarks.running.progress import Progress
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 
 WHITENING = "whitening.npz"
@@ -133,7 +133,7 @@ def join(files: list[list[Path]], weights: list[float], folder: Path) -> list[Pa
     """
     prepare_folder(folder, [path for of_model in files for path in of_model], weights=weights)
     written = []
-    for paths in tqdm(list(zip(*files, strict=True)), f"join into {folder}", unit=" shards"):
+    for paths in Progress(list(zip(*files, strict=True)), f"join into {folder}", unit=" shards"):
         check_stop()
         written.append(folder / paths[0].name)
         if not is_whole(written[-1]):

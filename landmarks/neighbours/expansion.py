@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from features import is_whole, load_features, save_features
 from landmarks.neighbours.search import search, split_evenly
 from landmarks.running.command import check_stop
 from landmarks.running.files import prepare_folder
+from landmarks.running.progress import Progress
 
 
 def expand(
@@ -34,7 +34,7 @@ def expand(
     """
     prepare_folder(folder, [*files, *index_files], count=count, alpha=alpha)
     groups = [[files[number] for number in group] for group in split_evenly([1] * len(files), parts)]
-    for group in tqdm(groups, f"expand into {folder}", unit=" parts"):
+    for group in Progress(groups, f"expand into {folder}", unit=" parts"):
         todo = [path for path in group if not is_whole(folder / path.name)]
         if todo:
             _expand(todo, index_files, folder, count, alpha, parts)

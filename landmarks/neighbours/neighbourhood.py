@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from features import load_features, outline
 from landmarks.neighbours.search import Neighbours, delete_others, keep_result, read_kept, search
 from landmarks.running.command import check_stop
+from landmarks.running.progress import Progress
 
 CLOSE = 1e-5  # what products of the same float16 embeddings in float32 may differ by, in another order
 FEWEST = 2**15  # photos whose embeddings are held at once, lest a small index in parts be read for every query
@@ -145,7 +145,7 @@ def rerank(
     at_once = max(1, max(len(neighbours.index_ids) // parts, FEWEST) // depth)
     similarities, positions = neighbours.similarities.copy(), neighbours.positions.copy()
     end = 0
-    for path in tqdm(query_files, f"re-rank by {next(iter(settings))}", unit=" files"):
+    for path in Progress(query_files, f"re-rank by {next(iter(settings))}", unit=" files"):
         query = outline(path)
         rows = slice(end, end := end + len(query.ids))
         result = similarities[rows], positions[rows]

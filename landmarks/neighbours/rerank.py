@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from landmarks.neighbours.search import BATCH, Neighbours
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.progress import Progress
 
 
 def same_landmark(neighbours: Neighbours, factor: float = 1.5, depth: int = 300, top: int = 100) -> Neighbours:
@@ -74,7 +74,7 @@ def sort_and_insert(
     ordered = index_landmark[by_landmark]
     begins, ends = np.searchsorted(ordered, query_landmark), np.searchsorted(ordered, query_landmark, "right")
     positions = np.full((len(neighbours.query_ids), top), -1, np.int32)
-    for query, places in enumerate(tqdm(neighbours.positions, "sort and insert", unit=" queries")):
+    for query, places in enumerate(Progress(neighbours.positions, "sort and insert", unit=" queries")):
         check_stop()
         found = places[places >= 0]
         same = index_landmark[found] == query_landmark[query]

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from features import Outline, load_features, outline
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
+from landmarks.running.progress import Progress
 from landmarks.running.threads import cores
 
 faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
@@ -88,7 +88,7 @@ def search(
 
     already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
-    with tqdm(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
+    with Progress(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
         memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
         for number in range(min(done), len(groups)):
             part, start = memory[: photos[number]], sum(photos[:number])
@@ -157,7 +157,7 @@ def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -
 
 
 def _search_file(
-    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: tqdm
+    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: Progress
 ) -> None:
     """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
     with _named():

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from features import Features, is_whole, load_features, save_features
 from landmarks.neighbours.search import BATCH, Neighbours, search
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import prepare_folder
+from landmarks.running.progress import Progress
 
 UNKNOWN_TO_HEAD = 1e-8  # what a landmark has that the head does not name among its best
 
@@ -165,7 +165,7 @@ def class_centres(files: list[Path], train: pd.DataFrame, path: Path) -> None:
     landmarks, classes = np.unique(train["landmark_id"], return_inverse=True)
     voters, counts = pd.Index(train["id"]), np.zeros(len(landmarks), np.int64)
     sums = np.empty((0, 0), np.float32)
-    for file in tqdm(files, "class centres", unit=" files"):
+    for file in Progress(files, "class centres", unit=" files"):
         check_stop()
         features = load_features(file)
         if not sums.size:

@@ -8,15 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryFile
 from typing import NoReturn
 
+from landmarks.running.progress import say
 from landmarks.running.threads import cores
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-if not sys.stderr.isatty():
-    # A log file needs no new bar ten times a second. tqdm reads this when it is imported.
-    os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
 class InputError(Exception):
@@ -56,6 +55,21 @@ def check_stop() -> None:
         raise Stopped(f"stopped: {reason}; finished work is kept, the same command goes on from here")
 
 
+_warnings: dict[str, list[str]] = {}
+
+
+def warn(what: str, example: str = "") -> None:
+    """Have it said when the run ends: once, with its first example and how many there were."""
+    _warnings.setdefault(what, []).append(example)
+
+
+def _say_warnings() -> None:
+    for what, (example, *others) in _warnings.items():
+        first = f", the first {example}" if example else ""
+        say(f"warning: {what}{first}{f' (and {len(others):,} more)' if others and example else ''}")
+    _warnings.clear()
+
+
 def limit_time(seconds: float) -> None:
     """Ask this run to end, with exit code 0, after so many seconds."""
     timer = threading.Timer(seconds, stop_event.set)
@@ -76,7 +90,10 @@ def run(main: Callable[[], int | None]) -> None:
         signal.signal(number, on_signal)
     message = None
     try:
-        code = main() or 0
+        try:
+            code = main() or 0
+        finally:
+            _say_warnings()
     except Stopped as stopped:
         message, code = str(stopped), 128 + _signals[0] if _signals else 0
     except InputError as error:
@@ -114,18 +131,24 @@ def prepare_backend() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ["KERAS_BACKEND"] == "tensorflow":
         with _mute_stderr():
-            import tensorflow  # noqa: F401
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()  # looks for a GPU, which else the first photos would do
 
 
 @contextmanager
 def _mute_stderr() -> Iterator[None]:
-    """Mute file descriptor 2, where TensorFlow's C++ greets with some lines that no setting turns off."""
+    """Hold back what comes on file descriptor 2, where TensorFlow's C++ greets whatever is set; an error gives all."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    kept = os.dup(2)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

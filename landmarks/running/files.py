@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.progress import size_of
 
 
 def require_stored(archive: zipfile.ZipFile) -> None:
@@ -56,7 +57,7 @@ def require_space(folder: Path, size: float, what: str) -> None:
     free = shutil.disk_usage(there).free
     if size > free:
         raise InputError(
-            f"no space left on the disk: {what} {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free in {folder}; "
+            f"no space left on the disk: {what} {size_of(size)}, {size_of(free)} are free in {folder}; "
             "free some and run the same command again"
         )
 

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from landmarks.running.command import InputError
+from landmarks.running.progress import say
 
 LOCK = ".lock"
 HOLDER = ".lock.json"  # beside it, since opening a lock empties its file
@@ -40,7 +40,7 @@ def held(*folders: Path) -> Iterator[None]:
                     f"{folder} is in use {_holder(folder)}; wait until that has ended, or give another folder"
                 ) from error
             except (NotImplementedError, OSError) as error:
-                tqdm.write(f"warning: {folder} cannot be locked ({error}): run nothing else in it", sys.stderr)
+                say(f"warning: {folder} cannot be locked ({error}): run nothing else in it")
                 continue
             locks.append((folder, lock))
             now = datetime.now().astimezone().isoformat(timespec="seconds")

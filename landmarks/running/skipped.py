@@ -2,17 +2,16 @@
 
 import csv
 import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
+from landmarks.running.command import warn
 
 MAX_NAME = 200  # characters; a member of a tar may have 65,536, which as a cell are too many to be read back
 
 
 def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tuple[str, str]]) -> None:
-    """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`; name one."""
+    """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`, and warn of it."""
     path = work / "skipped.csv"
     known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
     lines = []
@@ -26,7 +25,8 @@ def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tup
     if new:
         with open(path, "a", encoding="utf8") as file:
             file.write("".join(line + "\n" for line in ([] if known else ["split,shard,name,reason"]) + new))
-        tqdm.write(f"warning: {len(new)} passed over in {split}/{shard} (see {path}), first {new[0]}", sys.stderr)
+        for line in new:
+            warn(f"photos or members of shards were passed over, as {path} says", line)
 
 
 def skipped_photos(work: Path, split: str, shard: str) -> set[str]:

@@ -149,7 +149,7 @@ def listing(
 
     Raises InputError if the seed is negative.
     """
-    import pandas as pd  # here, like tqdm, because the workers import this module and are to start fast
+    import pandas as pd  # here, like Progress, because the workers import this module and are to start fast
 
     if seed < 0:
         raise InputError(f"the seed is {seed}: give 0 or more")
@@ -174,12 +174,12 @@ def listing(
 
 def render(urls: Sequence[str]) -> dict[str, bytes]:
     """The photos by url, rendered in two fresh processes: a fork of one that runs TensorFlow may hang."""
-    from tqdm import tqdm
+    from landmarks.running.progress import Progress
 
     rendered = {}
     pool = ProcessPoolExecutor(2, get_context("spawn"), _start_worker)
     try:
-        results = tqdm(pool.map(photo, urls, chunksize=8), "sample", len(urls), unit=" photos")
+        results = Progress(pool.map(photo, urls, chunksize=8), "sample", len(urls), unit=" photos")
         for url, data in zip(urls, results, strict=True):
             rendered[url] = data
             check_stop()

@@ -95,17 +95,27 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
 
 
 def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path, **options) -> None:
-    """Score a submission as "recognition" or "retrieval", print the scores and write them to `path` as JSON.
+    """Score a submission as "recognition" or "retrieval", write the scores to `path` as JSON and print them as a table.
 
     Without a solution it says so, and no more. The options are those of `score_recognition` or `score_retrieval`.
     """
     if solution_csv is None:
         print(f"{submission_csv} is not scored: the mirror has no {task} solution")
         return
-    scores = json.dumps(SCORERS[task](submission_csv, solution_csv, **options), indent=2)
+    scores = SCORERS[task](submission_csv, solution_csv, **options)
     with whole(path) as part:
-        part.write_text(scores + "\n")
-    print(scores)
+        part.write_text(json.dumps(scores, indent=2) + "\n")
+    print(table(task, scores))
+
+
+def table(task: str, scores: dict[str, dict[str, float | None]]) -> str:
+    """Scores for people: the halves side by side, three digits after the point."""
+    rows = [(task, *scores)]
+    for name in scores["public"]:
+        values = (half[name] for half in scores.values())
+        rows.append((name.replace("_", " "), *("-" if value is None else f"{value:.3f}" for value in values)))
+    width = max(len(name) for name, *_ in rows)
+    return "\n".join("  ".join([f"{name:<{width}}", *(f"{cell:>7}" for cell in cells)]) for name, *cells in rows)
 
 
 def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Path):

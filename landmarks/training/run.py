@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 from keras import ops
 from tensorboard.summary import Writer
-from tqdm import tqdm
 
 import model as models
 from generators import Batches
@@ -23,8 +21,9 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from landmarks.running.arrays import digest
-from landmarks.running.command import InputError, Stopped, check_stop
+from landmarks.running.command import InputError, Stopped, check_stop, warn
 from landmarks.running.files import require_space, whole
+from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.skipped import record_skipped
 from landmarks.training import transfer, triplets
@@ -192,7 +191,9 @@ class Trainer:
         When this run is asked to end, write a checkpoint and raise Stopped.
         """
         logs = Writer(str(self.run.work / "logs"))
-        bar = tqdm(total=self.total, desc=f"train {self.model.name}", initial=len(self.history), unit=" mini-epochs")
+        bar = Progress(
+            total=self.total, desc=f"train {self.model.name}", initial=len(self.history), unit=" mini-epochs"
+        )
         try:
             for shard, ids in mini_epochs:
                 row = self.mini_epoch(shard, ids) | scores(self.model)
@@ -201,7 +202,7 @@ class Trainer:
                 for name, value in figures.items():
                     logs.add_scalar(name, value, len(self.history))
                 logs.flush()
-                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                bar.show({name: figures[name] for name in ("loss", BEST, *figures) if name in figures})
                 bar.update()
         except Stopped:
             self.save()
@@ -218,7 +219,7 @@ class Trainer:
         batches = self.batches(shard, ids, self.settings.image_size, size, first=self.step)
         logs: list[dict] = []
         began = time.monotonic()
-        for photo_ids, photos in tqdm(batches, shard.name, unit=" steps", leave=False):
+        for photo_ids, photos in Progress(batches, shard.name, unit=" steps", leave=False):
             check_stop()
             if self.settings.loss == "triplet" and self.step == 0:
                 triplets.log_batch(self.run.work, photos, self.training.photos_per_class, number + 1)
@@ -278,7 +279,7 @@ class Trainer:
             except (InputError, KeyError, ValueError, zipfile.BadZipFile) as error:
                 if path == there[-1]:
                     raise InputError(f"{path} cannot be gone on from ({error}); delete it to begin again") from error
-                print(f"warning: {path} cannot be read ({error}); going on from the one before", file=sys.stderr)
+                warn(f"{path} could not be read ({error}); the one before was gone on from")
         raise AssertionError("there is a checkpoint")
 
     def save(self) -> None:

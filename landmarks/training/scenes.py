@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.running import command
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_stored, whole
+from landmarks.running.progress import Progress
 from landmarks.running.skipped import record_skipped
 
 CATEGORY_LINE = re.compile(r"/\S+\s+([12])\s*")  # `/a/airfield 2`; 1: indoor, 2: outdoor
@@ -117,11 +117,11 @@ def classify(
     """`id` and `votes` of the readable photos in `wanted`; a train shard with a whole file in `parts` is done."""
     files = {name: parts / f"{name}.npz" for name in mirror.shard_names("train")}
     todo = [name for name, path in files.items() if _load_votes(path) is None]
-    for shard in tqdm(mirror.stream("train", todo), "scenes", len(todo), unit=" shards", disable=not todo):
+    for shard in Progress(mirror.stream("train", todo), "scenes", len(todo), unit=" shards", disable=not todo):
         photo_ids = [identity for identity in shard.ids if identity in wanted]
         batches = Batches(shard, photo_ids, classifier.image_size, classifier.batch_size)
         ids, votes = [], []
-        for some_ids, photos in tqdm(batches, shard.name, unit=" batches", leave=False):
+        for some_ids, photos in Progress(batches, shard.name, unit=" batches", leave=False):
             check_stop()
             ids += some_ids
             votes += outdoor_votes(classifier(photos), outdoor, top).tolist()

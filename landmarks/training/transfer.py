@@ -14,7 +14,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import model as models
 from features import Features, is_whole, load_features, save_features
@@ -22,6 +21,7 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_space
+from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings
 from landmarks.running.skipped import record_skipped
 
@@ -60,7 +60,7 @@ def write_features(
     todo = [name for name, path in files.items() if not is_whole(path)]
     size = 2 * len(classes) * len(todo) / len(names) * math.prod(backbone.output["features"].shape[1:])
     require_space(work, size, "the bottleneck features take")
-    for shard in tqdm(mirror.stream("train", todo), "bottleneck", len(todo), unit=" shards", disable=not todo):
+    for shard in Progress(mirror.stream("train", todo), "bottleneck", len(todo), unit=" shards", disable=not todo):
         wanted = [identity for identity in shard.ids if identity in classes.index]
         batches = Batches(shard, wanted, image_size, batch_size)
         save_features(files[shard.name], _of_batches(batches, backbone, shard.name, len(wanted), batch_size))
@@ -71,7 +71,7 @@ def write_features(
 def _of_batches(batches: Batches, backbone: keras.Model, name: str, count: int, batch_size: int) -> Features:
     features = np.empty((count, np.prod(backbone.output["features"].shape[1:])), "float16")
     ids: list[str] = []
-    for some_ids, photos in tqdm(batches, name, unit=" batches", leave=False):
+    for some_ids, photos in Progress(batches, name, unit=" batches", leave=False):
         check_stop()
         maps = models.predict(backbone, photos, batch_size)["features"]
         features[len(ids) : len(ids) + len(maps)] = maps.reshape(len(maps), -1)

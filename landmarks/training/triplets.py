@@ -16,7 +16,6 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tqdm import tqdm
 
 import model as models
 from generators import Batches
@@ -26,6 +25,7 @@ from landmarks.mirrors.shards import Shard
 from landmarks.networks.layers import unit
 from landmarks.running.command import check_stop
 from landmarks.running.files import whole
+from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, TrainingSettings
 from landmarks.training.sampling import epoch_batches, find_subspaces
 
@@ -88,7 +88,7 @@ def class_centres(
         by_class: the ids of the photos that count, at least one a class.
     """
     files = []
-    for begin in tqdm(range(0, len(by_class), CLASSES_A_FILE), "class centres", unit=" files"):
+    for begin in Progress(range(0, len(by_class), CLASSES_A_FILE), "class centres", unit=" files"):
         files.append(folder / f"{begin:06d}.npy")
         if files[-1].exists():
             continue

@@ -120,6 +120,7 @@ def test_a_wrong_published_md5_is_accepted_once_recorded_and_not_downloaded_agai
     assert len(downloads) == 3  # twice for the first use, once for the second
     record = pd.read_csv(tmp_path / "cache/md5_mismatches.csv", dtype=str)
     assert record[["shard", "expected"]].values.tolist() == [["train/images_000.tar", "0" * 32]]
+    command._say_warnings()
     assert capsys.readouterr().err.count("recorded in") == 1
 
 

@@ -1,14 +1,15 @@
 import errno
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import ROOT
-from tqdm import tqdm
 
 from landmarks.running import command
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.progress import Progress
 
 
 @pytest.fixture
@@ -52,12 +53,36 @@ def test_exit_codes(run):
 
 def test_an_error_stands_on_a_line_of_its_own_after_progress_bars(run):
     def main():
-        for _ in tqdm(range(9), mininterval=0):
-            for _ in tqdm(range(9), mininterval=0, leave=False):
+        for _ in Progress(range(9), mininterval=0):
+            for _ in Progress(range(9), mininterval=0, leave=False):
                 raise InputError("wrong")
 
     _, message = run(main)
     assert message.endswith("\nerror: wrong\n")
+
+
+def test_warnings_come_once_at_the_end(run):
+    def main():
+        for number in range(3):
+            command.warn("photos were passed over", f"photo {number}")
+            command.warn("the clock is wrong")
+        raise InputError("wrong")
+
+    assert run(main) == (
+        2,
+        "warning: photos were passed over, the first photo 0 (and 2 more)\nwarning: the clock is wrong\nerror: wrong\n",
+    )
+    assert run(lambda: None) == (0, "")
+
+
+def test_what_tensorflow_says_is_kept_for_an_error(capfd):
+    with command._mute_stderr():
+        os.write(2, b"greetings")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ImportError), command._mute_stderr():
+        os.write(2, b"what is wrong")
+        raise ImportError
+    assert capfd.readouterr().err == "what is wrong"
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

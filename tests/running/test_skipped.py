@@ -4,6 +4,7 @@ import pytest
 from conftest import identity, jpeg
 
 from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.running import command
 from landmarks.running.skipped import record_skipped
 
 
@@ -25,4 +26,7 @@ def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
     assert len(lines) == 3
     assert lines[2] == "test,images_000,abc1,broken line"
     assert "\x1b" not in (tmp_path / "skipped.csv").read_text()
-    assert capsys.readouterr().err.count("warning") == 1
+    command._say_warnings()
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "\x1b" not in warning
+    assert f"{tmp_path}/skipped.csv says, the first test,images_000," in warning and "(and 1 more)" in warning

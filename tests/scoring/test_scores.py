@@ -3,7 +3,7 @@ import json
 import pytest
 
 from landmarks.running.command import InputError
-from landmarks.scoring.scores import score_recognition, score_retrieval, write_scores
+from landmarks.scoring.scores import score_recognition, score_retrieval, table, write_scores
 
 
 def write(path, *lines):
@@ -96,4 +96,13 @@ def test_write_scores(tmp_path, capsys):
     assert not path.exists() and "not scored" in capsys.readouterr().out
     write_scores("recognition", submission, solution, path)
     assert json.loads(path.read_text()) == score_recognition(submission, solution)
-    assert capsys.readouterr().out == path.read_text()
+    assert capsys.readouterr().out == table("recognition", json.loads(path.read_text())) + "\n"
+
+
+def test_scores_for_people_stand_side_by_side_with_three_digits():
+    scores = {"public": {"map@100": 2 / 3, "mean_position": 12.0}, "private": {"map@100": None, "mean_position": 1.5}}
+    assert table("retrieval", scores).splitlines() == [
+        "retrieval       public  private",
+        "map@100          0.667        -",
+        "mean position   12.000    1.500",
+    ]
