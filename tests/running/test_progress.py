@@ -21,12 +21,6 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def log(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    return sys.stderr
-
-
 def work(clock, shards: int, seconds: int) -> None:
     """A step of so many shards of ten batches, where a shard takes so long."""
     for _ in Progress(range(shards), "embed", unit=" shards", mininterval=0, miniters=1):
@@ -34,17 +28,18 @@ def work(clock, shards: int, seconds: int) -> None:
             clock.seconds += seconds / 10
 
 
-def test_a_log_gets_a_line_a_minute_and_one_at_the_end(log, clock):
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, clock):
     work(clock, shards=4, seconds=300)
-    lines = log.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert 10 <= len(lines) <= 21  # of the 20 minutes
     assert all(line.isprintable() and line.startswith(("embed", "images_000")) for line in lines)
     assert lines[-1].startswith("embed: 100% 4/4")
 
 
-def test_a_short_step_is_one_line_of_a_log(log, clock):
+def test_a_short_step_is_one_line_of_a_log(capsys, clock):
     work(clock, shards=12, seconds=1)
-    assert log.getvalue().count("\n") == 1 and log.getvalue().strip().isprintable()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.strip().isprintable()
 
 
 def test_on_a_terminal_a_bar_moves(monkeypatch, clock):
@@ -54,12 +49,12 @@ def test_on_a_terminal_a_bar_moves(monkeypatch, clock):
     assert "\r" in terminal.getvalue() and "100%|" in terminal.getvalue()
 
 
-def test_three_metrics_at_most_stand_beside_a_bar(log):
+def test_three_metrics_at_most_stand_beside_a_bar(capsys):
     bar = Progress(total=1)
     bar.show({"loss": 1.23456, "gap": 0.5, "accuracy": 1.0, "learning_rate": 3e-4})
     bar.update()
     bar.close()
-    assert log.getvalue().rstrip().endswith("loss=1.23, gap=0.5, accuracy=1]")
+    assert capsys.readouterr().err.rstrip().endswith("loss=1.23, gap=0.5, accuracy=1]")
 
 
 def test_sizes_are_for_people():
