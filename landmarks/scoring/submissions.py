@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
-from landmarks.scoring.solutions import HEADERS, Cell, IdLists, Solution, read, rows_of
+from landmarks.scoring.solutions import HEADERS, Cell, IdLists, Solution, landmark_id, read, rows_of
 
 MAX_NEIGHBOURS = 100
 MAX_SHOWN = 20  # faults of one kind
@@ -81,10 +81,13 @@ def read_recognition(path: Path, solution: Solution) -> Predictions:
         tokens = cell.removesuffix(" ").split(" ")
         if len(tokens) != 2:
             raise ValueError(f"{cell[:40]!a} has {len(tokens)} elements, not the two of `landmark_id score`")
-        landmark, score = int(tokens[0]), float(tokens[1])
+        try:
+            score = float(tokens[1])
+        except ValueError as error:
+            raise ValueError(f"{tokens[1][:40]!a} is no score, a number") from error
         if math.isnan(score):
             raise ValueError(f"{cell[:40]!a} has no score to rank by")
-        return landmark, score
+        return landmark_id(tokens[0]), score
 
     return Predictions(*_read_predictions(path, "recognition", solution, parse))
 
@@ -152,7 +155,7 @@ def _faults(task: str, path: Path, test_ids: set[str], index_ids: set[str]) -> I
         seen.add(identity)
         if len(row) != 2:
             yield "malformed row", f"line {line}: {len(row)} columns, not 2"
-        elif row[1]:
+        elif row[1] and header == HEADERS[task]:  # else every cell would be a fault
             cell_faults = _recognition_faults(row[1]) if task == "recognition" else _retrieval_faults(row[1], index_ids)
             yield from ((kind, f"line {line}: {fault}") for kind, fault in cell_faults)
     if count != len(test_ids):

@@ -400,3 +400,12 @@ def test_wrong_arguments_are_one_line_and_code_2(tmp_path, monkeypatch, capsys, 
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_that_is_absent_or_empty_is_told_as_that(tmp_path):
+    with pytest.raises(InputError, match="list.csv cannot be read: No such file or directory; give"):
+        convert.fetch(tmp_path / "list.csv", tmp_path / "out", "train", 64, 1, 0)
+    (tmp_path / "list.csv").write_text("id,url,landmark_id\n")
+    with pytest.raises(InputError, match="list.csv lists no photo: give"):
+        convert.fetch(tmp_path / "list.csv", tmp_path / "out", "train", 64, 1, 0)
+    assert not (tmp_path / "out").exists()
