@@ -24,9 +24,14 @@ from landmarks.running.recipe import Recipe
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import scores, solutions, submissions
 
+UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what is recognition.py's alone
+    "checkpoint_minutes", "blend", "non_landmarks", "penalty", "penalty_weight", "most_predicted", "calibrate",
+    "non_landmark_share", "verify", "inlier_weight", "comparisons",
+}  # fmt: skip
+
 
 def main() -> None:
-    recipe = recipes.load(sys.argv[1:])
+    recipe = recipes.load(sys.argv[1:], UNUSED)
     run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)

