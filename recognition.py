@@ -35,7 +35,7 @@ def main() -> None:
         command.limit_time(run.time_limit)
     make_writable(run.work)
     check(recipe)
-    with held(run.work, *run.models):
+    with held(run.work, *run.folders):
         recognise(recipe)
 
 
@@ -48,10 +48,11 @@ def recognise(recipe: Recipe) -> None:
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
     none = nonlandmarks.listed(mirror) if calibrates else None
-    recipe.keep()
-    if not run.models:
-        train_model(recipe, mirror)
-        whiten(recipe, mirror)
+    for one in [recipe, *recipe.beside()]:
+        one.keep()
+        if not run.models:
+            train_model(one, mirror)
+            whiten(one, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
     splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
     from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
@@ -95,12 +96,13 @@ def check(recipe: Recipe) -> None:
         from landmarks.local_features import decision
 
         decision.require(run, recipe.model, recipe.verification)
-    if not any((folder / name).exists() for folder in run.folders for name in ("model.keras", "checkpoint.keras")):
-        from landmarks.networks import backbones
-        from landmarks.training import selection
+    for one in [] if run.models else [recipe, *recipe.beside()]:
+        if not any((one.run.work / name).exists() for name in ("model.keras", "checkpoint.keras")):
+            from landmarks.networks import backbones
+            from landmarks.training import selection
 
-        selection.check(recipe.photos, run.work)
-        backbones.check(recipe.model)
+            selection.check(one.photos, one.run.work)
+            backbones.check(one.model)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:

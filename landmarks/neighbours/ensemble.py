@@ -29,8 +29,8 @@ def embed(
 ) -> dict[str, list[Path]] | None:
     """The features files of some splits, by the model in the work folder, or by several models side by side.
 
-    One model embeds with these settings; each of several with those that its work folder keeps, into it, and what they
-    say together goes to `run.work`.
+    The model of `run.work` embeds with these settings; each other one with those that its work folder keeps, into it.
+    What several say together goes to `run.work` too: to `together/` where that has a model of its own.
 
     Returns:
         A file a shard for each split, in the mirror's order; None while some are missing that `run.shards` leaves to
@@ -45,7 +45,7 @@ def embed(
         landmarks = models.load_labels(folder / "labels.csv")
         if not np.isin(landmarks, known).any():
             raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
-        embedding = own.embedding if run.models else settings
+        embedding = settings if folder == run.work else own.embedding
         size = own.model.image_size
         whitening = None if embedding.whitening == "none" else _whitening(folder, landmarks, embedding, size)
         embed_split = partial(
@@ -55,12 +55,11 @@ def embed(
         by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
     if any(len(files) < len(splits) for files in by_model):
         return None
-    if not run.models:
+    if len(by_model) == 1:
         return by_model[0]
     weights = run.model_weights or [1.0] * len(by_model)
-    return {
-        split: join([files[split] for files in by_model], weights, run.work / "features" / split) for split in splits
-    }
+    folder = run.work / ("features" if run.models else "together")
+    return {split: join([files[split] for files in by_model], weights, folder / split) for split in splits}
 
 
 def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ROOT = Path(__file__).resolve().parents[2]
+BESIDE = "beside"  # in a work folder: that of the model beside its own
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -47,7 +48,11 @@ class RunSettings(Section):
     models: list[Path] = []
     """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
     model_weights: list[Annotated[float, Field(gt=0)]] = []
-    """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
+    """what the embeddings of several models, or of this one and the one beside it, are multiplied by: similarities
+    count by the square; all alike where not given"""
+    beside: str = ""
+    """a recipe whose model is made too, of the same photos, in WORK/beside: what both make of a photo stands side by
+    side; none where empty"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
@@ -59,13 +64,16 @@ class RunSettings(Section):
 
     @property
     def folders(self) -> list[Path]:
-        """The work folders of the models: this one's, or those of several."""
-        return self.models or [self.work]
+        """The work folders of the models: this one's and that of the one beside it, or those of several."""
+        return self.models or [self.work, *([self.work / BESIDE] if self.beside else [])]
 
     @model_validator(mode="after")
     def _fit_together(self) -> "RunSettings":
-        if self.model_weights and len(self.model_weights) != len(self.models):
-            raise ValueError(f"{len(self.model_weights)} --model-weights for {len(self.models)} models of --work A,B")
+        if self.model_weights and len(self.model_weights) != len(self.folders):
+            raise ValueError(
+                f"{len(self.model_weights)} --model-weights for {len(self.folders)} models: as many as --work A,B has, "
+                "two with --beside"
+            )
         if self.work.resolve() == ROOT / "bottleneck":
             # Its import fails then, in every script: it looks for its optional package of this name.
             raise ValueError(

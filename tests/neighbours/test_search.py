@@ -436,7 +436,7 @@ faiss.knn = counted
 for script in ("recognition.py", "retrieval.py"):
     begun = len(calls)
     sys.argv = [script, f"--work={work}", f"--mirror={mirror}", "--votes=3", "--index-parts=2", "--image-size=32",
-                "--backbone=Tiny", "--weights=none"]
+                "--backbone=Tiny", "--weights=none", "--no-calibrate"]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
