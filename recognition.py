@@ -121,7 +121,8 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         if recipe.model.loss == "none":
             model = models.build_model(len(landmarks), recipe.model)
         else:
-            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
+            needs_head = recipe.recognition.recognizer == "head" or recipe.recognition.blend > 0
+            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks, needs_head)
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)

@@ -138,8 +138,8 @@ class ModelSettings(Section):
     power; flatten: all of it; token: the class token instead"""
     embedding_size: int = Field(0, ge=0)
     """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
-    embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
-    """what follows in that layer"""
+    embedding_layer: Literal["batch_norm", "relu", "affine"] = "batch_norm"
+    """what follows in that layer; affine: nothing does, but L2-normalisation goes before it, as before a whitening"""
     freeze: int = Field(0, ge=0)
     """first layers of the backbone that are not trained; of a transformer the patch embedding is one, each block is"""
     image_size: int = Field(256, ge=32, le=2048)
@@ -205,6 +205,9 @@ class TrainingSettings(Section):
     """steps whose gradients are averaged before the weights change"""
     keep_best: bool = False
     """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
+    compare_start: bool = True
+    """after training compare it, on held-out photos, with the pretrained weights as they came, whitened; where it has
+    gained nothing these are kept"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target that is spread over all landmarks"""
     scale: float = Field(16.0, gt=0)
