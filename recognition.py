@@ -205,8 +205,9 @@ def calibrate(
         within = run.model_copy(update={"work": run.work / f"calibration/{number}"})
         sample = within.work / "judged.npz"
         nonlandmarks.write_features(list(chain(*sources.values())), set(truth.index), sample)
-        serving = [group._replace(serve=set(truth.index)) for group in references[:1]]
-        found = penalty.recognise(settings, within, {**files, "test": [sample]}, voters, serving)
+        serving = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
+        there = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
+        found = penalty.recognise(settings, within, {**files, **there, "test": [sample]}, voters, serving)
         if verifies:
             from landmarks.local_features import calibration
 

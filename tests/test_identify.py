@@ -51,8 +51,9 @@ def photos(tiny_mirror, tmp_path_factory) -> Path:
     for shard in (tiny_mirror / "test").glob("*.tar"):
         with tarfile.open(shard) as tar:
             for member in tar:
-                if member.isfile():
-                    (folder / Path(member.name).name).write_bytes(tar.extractfile(member).read())
+                data = tar.extractfile(member)
+                if data is not None:
+                    (folder / Path(member.name).name).write_bytes(data.read())
     return folder
 
 
@@ -119,9 +120,8 @@ def test_the_nearest_train_photos(finished, tiny_mirror, photos):
     for one in answer.nearest[:3]:
         with tarfile.open(tiny_mirror / f"train/{one.shard}.tar") as tar:
             data = tar.extractfile("/".join([*one.id[:3], f"{one.id}.jpg"])).read()
-        itself = identifier.identify(data, top=1)
-        assert [photo.id for photo in itself.nearest] == [one.id]
-        assert itself.nearest[0].similarity == pytest.approx(1, abs=2e-3)
+        similarity = {photo.id: photo.similarity for photo in identifier.identify(data, top=24).nearest}
+        assert similarity[one.id] == pytest.approx(1, abs=2e-3)  # there are others as near
 
 
 def test_several_models_together(finished, photos, tmp_path):
