@@ -73,7 +73,9 @@ def opened(
     try:
         with open_npz(path) as (arrays, _):
             files = [run.work / "features/train" / Path(name).name for name in arrays["files"].tolist()]
-            found = Gallery(files, arrays["landmark"], float(arrays["weight"]), bool(arrays["calibrated"]))
+            found = Gallery(
+                files, arrays["landmark"].astype(np.int64), float(arrays["weight"]), bool(arrays["calibrated"])
+            )
             made_from = str(arrays["made_from"])
         now = _made_from(run, members, recognition, verification, files, found.weight)
     except FileNotFoundError as error:

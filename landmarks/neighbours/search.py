@@ -120,7 +120,7 @@ class Index:
         if chosen is None:
             chosen = np.ones(ends[-1], bool)
         if chosen.shape != (ends[-1],):
-            raise InputError(f"{len(chosen):,} photos may be found or not, and {ends[-1]:,} have features")
+            raise InputError(f"{chosen.size:,} photos may be found or not, and {ends[-1]:,} have features")
         rows = np.split(chosen, ends[:-1])
         self.ids = np.concatenate([one.ids for one in outlines])[chosen]  # (N,) str
         self.file = np.repeat(np.arange(len(files)), [some.sum() for some in rows])  # (N,): which one each is in
