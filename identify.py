@@ -111,7 +111,9 @@ def table(path: Path, answer: "Answer", threshold: float) -> str:
     lines += [f"    {one.landmark:>16}  {one.score:>10.4g}  {one.name}".rstrip() for one in answer.top]
     if answer.nearest:
         lines.append(f"    {'train photo':>16}  {'similarity':>10}  landmark")
-    lines += [f"    {one.id:>16}  {one.similarity:>10.4f}  {one.landmark}" for one in answer.nearest]
+    lines += [
+        f"    {one.id:>16}  {one.similarity:>10.4g}  {one.landmark} {one.name}".rstrip() for one in answer.nearest
+    ]
     return "\n".join(lines)
 
 
@@ -129,7 +131,7 @@ def draw(path: Path, answer: "Answer", recipe: Recipe, out: Path) -> None:
     except InputError as error:
         raise InputError(f"no picture of train photos: {error}") from error
     row: list[tuple[bytes | None, str]] = [(read_photo(path), path.name)]
-    row += [(photos.get(one.id), f"{one.similarity:.3f}  {one.landmark}") for one in answer.nearest]
+    row += [(photos.get(one.id), f"{one.similarity:.3f} {one.landmark} {one.name}") for one in answer.nearest]
     try:
         with whole(out) as part:
             side_by_side(row).save(part)

@@ -146,7 +146,7 @@ def test_the_command(work, photos, tmp_path):
     for one in answers:
         assert one["confidence"] == pytest.approx(expected["score"][Path(one["photo"]).stem], abs=2e-3)
         assert len(one["top"]) == len(one["nearest"]) == 2
-        assert one["nearest"][0].keys() == {"id", "landmark", "similarity", "shard"}
+        assert one["nearest"][0].keys() == {"id", "landmark", "name", "similarity", "shard"}
     one = answers[0]
     done = run("identify.py", one["photo"], f"--work={tmp_path / 'moved'}", "--threshold=0")
     assert done.stdout.startswith(

@@ -37,6 +37,7 @@ class TrainPhoto(NamedTuple):
 
     id: str
     landmark: int
+    name: str  # of the landmark
     similarity: float
     shard: str  # where it is in its mirror, like images_000
 
@@ -172,11 +173,12 @@ class Identifier:
         if near is None or self._photos is None:
             return []
         index, landmark = self._photos
-        return [
-            TrainPhoto(str(index.ids[place]), int(landmark[place]), float(similarity), self._shards[index.file[place]])
-            for place, similarity in zip(near.positions[0, :top], near.similarities[0, :top], strict=True)
-            if place >= 0
-        ]
+        found = []
+        for place, similarity in zip(near.positions[0, :top], near.similarities[0, :top], strict=True):
+            if place >= 0:
+                shown = self._named(landmark[place], similarity)
+                found.append(TrainPhoto(str(index.ids[place]), *shown, self._shards[index.file[place]]))
+        return found
 
 
 def _head(seen: Features) -> HeadScores:
