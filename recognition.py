@@ -55,7 +55,7 @@ def recognise(recipe: Recipe) -> None:
             whiten(one, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
     splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
-    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
+    from landmarks.neighbours import ensemble, gallery  # Keras takes seconds, which --help need not wait for
 
     files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
@@ -76,6 +76,11 @@ def recognise(recipe: Recipe) -> None:
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
     )
     print(f"{submission_csv}: {len(found):,} predictions")
+    gallery.keep(
+        run, recipe.embedding, recipe.recognition, recipe.verification,
+        files.get("train", []), voters_of(recipe, mirror), references, curve is not None,
+    )  # fmt: skip
+    gallery.keep_names(mirror, run.work)
     unscored = nonlandmarks.serving_themselves(references)
     for task in ["recognition"] + ["calibration"] * (curve is not None):
         scores.write_scores(task, submission_csv, solution_csv, run.work / f"{task}.metrics.json", unscored=unscored)
@@ -203,8 +208,9 @@ def calibrate(
         within = run.model_copy(update={"work": run.work / f"calibration/{number}"})
         sample = within.work / "judged.npz"
         nonlandmarks.write_features(list(chain(*sources.values())), set(truth.index), sample)
-        serving = [group._replace(serve=set(truth.index)) for group in references[:1]]
-        found = penalty.recognise(settings, within, {**files, "test": [sample]}, voters, serving)
+        serving = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
+        there = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
+        found = penalty.recognise(settings, within, {**files, **there, "test": [sample]}, voters, serving)
         if verifies:
             from landmarks.local_features import calibration
 
