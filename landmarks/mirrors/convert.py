@@ -78,7 +78,9 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
         photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
         photos = photos.reindex(columns=["id", "url", "landmark_id"])
         photos["landmark_id"] = pd.to_numeric(photos["landmark_id"], errors="coerce").astype("Int64")
-    except (ValueError, OSError, TypeError) as error:
+    except OSError as error:
+        raise InputError(f"{csv} cannot be read: {error.strerror}; give the path of a CSV file") from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")

@@ -39,7 +39,9 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
                         append(parse(row[place]))
             except (ValueError, OverflowError, csv.Error) as error:
                 raise ValueError(f"line {rows.line_num}: {error}") from error
-    except (ValueError, csv.Error, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV with the columns {','.join(columns)}: {error}") from error
     frame = pd.DataFrame(
         {name: np.asarray(table.pop(name), dtype=None if name == "landmark_id" else object) for name in columns}

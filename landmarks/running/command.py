@@ -114,7 +114,9 @@ def prepare_backend() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ["KERAS_BACKEND"] == "tensorflow":
         with _mute_stderr():
-            import tensorflow  # noqa: F401
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()  # which tells of every driver that is not there
 
 
 @contextmanager

@@ -8,7 +8,7 @@ them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever se
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def load(arguments: list[str]) -> Recipe:
     if before and given.get("recipe", before.run.recipe) == before.run.recipe:
         if base.parent == RECIPES or "recipe" not in given:
             base = kept
-    recipe = from_flat({**_read(base), **given}, base)
+    recipe = from_flat({**_read(base), **given}, base, given)
     if before:
         old, new = before.fixed(), recipe.fixed()
         if changed := [f"{name} = {old[name]}, now {new[name]}" for name in sorted(old) if old[name] != new[name]]:
@@ -217,8 +217,10 @@ def _find(recipe: str) -> Path:
         return path
     if Path(recipe).is_file():
         return Path(recipe)
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-    raise InputError(f"recipe {recipe!r} is neither one of {names} nor a TOML file")
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    close = get_close_matches(recipe, names, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    raise InputError(f"recipe {recipe!r} is neither one of {', '.join(names)} nor a TOML file{meant}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -234,8 +236,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML of settings: {error}") from error
 
 
-def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
-    """The recipe of settings by name. Raises InputError for an unknown name, which `source` has, or a wrong value."""
+def from_flat(settings: Mapping[str, Any], source: Path, given: Collection[str] = ()) -> Recipe:
+    """The recipe of settings by name, from `source` all but those `given` on the command line.
+
+    Raises InputError for an unknown name, or a wrong value, and says whose it is.
+    """
     if (unknown := next((name for name in settings if name not in SECTION_OF), None)) is not None:
         raise InputError(f"{source}: unknown setting {unknown[:100]}{_suggest(unknown)}")
     sections: dict[str, dict[str, Any]] = {}
@@ -249,11 +254,14 @@ def from_flat(settings: Mapping[str, Any], source: Path) -> Recipe:
         if len(first["loc"]) < 2:  # of settings that do not go together
             raise InputError(f"{message}; see --help") from error
         name = str(first["loc"][1])
-        raise InputError(f"--{name.replace('_', '-')}: {message} (given: {settings[name]!r}); see --help") from error
+        whose = f"--{name.replace('_', '-')}" if name in given or name not in settings else f"{source}: {name}"
+        raise InputError(f"{whose}: {message} (given: {settings.get(name)!r}); see --help") from error
 
 
 def _explain_arguments(message: str) -> str:
     message = message.removeprefix("error parsing CLI: ")
+    if torn := re.match(r"Parsing error encountered for (\w+)", message):
+        return f"--{torn[1].replace('_', '-')}: it is not of the form that --help shows, like STEP=RATE"
     unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
     return message + (_suggest(unknown[1].replace("-", "_")) if unknown else "") + "; see --help"
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = "beside"  # in a work folder: that of the model beside its own
@@ -19,6 +19,12 @@ def _seconds(value: object) -> object:
     """`90m`, `11h`, `11h30m` or a number of seconds."""
     if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[hms])+", value):
         return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", value))
+    return value
+
+
+def _range(value: str) -> str:
+    if not re.fullmatch(r"(\d+:\d+)?", value):
+        raise ValueError("give two numbers, like 0:17")
     return value
 
 
@@ -55,7 +61,7 @@ class RunSettings(Section):
     side; none where empty"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True)
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
-    shards: str = Field("", exclude=True, pattern=r"^(\d+:\d+)?$")
+    shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True)
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""

@@ -6,15 +6,18 @@ query without images.
 """
 
 import csv
+import gzip
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from landmarks.running.command import InputError
 
 HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
 MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
 MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
+MAX_LETTERS = 2**32  # of a file; the largest of the public challenge has 0.2 billion
 Cell = TypeVar("Cell")  # as it is parsed
 
 
@@ -58,7 +61,10 @@ def read_recognition_solution(path: Path) -> Solution:
     """
 
     def parse(cell: str) -> list[int]:
-        return [int(token) for token in cell.split(" ")] if cell else []
+        try:
+            return [int(token) for token in cell.split(" ")] if cell else []
+        except ValueError as error:
+            raise ValueError(f"{cell[:100]!r} is not landmark ids, whole numbers between single spaces") from error
 
     return Solution(*_read_solution(path, "recognition", parse))
 
@@ -110,14 +116,32 @@ def read(path: Path, header: list[str], take: Callable[..., None]) -> None:
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """All rows that are not blank, with their line numbers; InputError if the file cannot be read as CSV."""
+    """All rows that are not blank, with their line numbers, of a .csv or .csv.gz file.
+
+    Raises InputError if it cannot be read as CSV, or is longer than any submission to such a challenge.
+    """
     csv.field_size_limit(MAX_CELL)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(iter(lambda: file.readline(MAX_LINE), ""), strict=True)
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8-sig", newline="")
+        ) as file:
+            rows = csv.reader(_lines(file, path), strict=True)
             try:
                 yield from ((rows.line_num, row) for row in rows if row)
             except (csv.Error, UnicodeDecodeError) as error:
                 raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is no whole gzip file: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    letters = 0
+    while line := file.readline(MAX_LINE):
+        letters += len(line)
+        if letters > MAX_LETTERS:  # some KB of gzip may stand for more than a disk holds
+            raise InputError(f"{path} has more than {MAX_LETTERS:,} letters: it is no submission or solution")
+        yield line

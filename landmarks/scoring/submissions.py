@@ -141,6 +141,7 @@ def _faults(task: str, path: Path, test_ids: set[str], index_ids: set[str]) -> I
     header = next(rows, (1, []))[1]
     if header != HEADERS[task]:
         yield "wrong header", f"{','.join(header)[:80]!a}, not {','.join(HEADERS[task])!a}"
+        return  # it is a file of another kind: each of its cells would be a fault
     count, seen = 0, set()
     for line, row in rows:
         count += 1
