@@ -413,7 +413,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(finished, tiny_mirror, tmp_
         ("recognition.py", tmp_path / "b", [mirror, *SETTINGS, "--min-images=99"], "--min-images"),
         ("recognition.py", tmp_path / "c", [mirror, *SETTINGS, "--backbone=ResNet51"], "ResNet51"),
         ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--solution=gone.csv"], "gone.csv cannot be read"),
-        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--clean=gone.csv"], "gone.csv is not a CSV"),
+        ("recognition.py", tmp_path / "d", [mirror, *SETTINGS, "--clean=gone.csv"], "gone.csv cannot be read"),
         ("recognition.py", tmp_path / "d", ["--backbone=Tini"], "did you mean Tiny"),
         ("recognition.py", tmp_path / "e", [mirror, *SETTINGS, "--epochs=none"], "--epochs"),
         ("recognition.py", occupied, [mirror, *SETTINGS], "occupied"),

@@ -117,6 +117,9 @@ WRONG = [
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
+    (["--recipe", "smal-arcface"], r"did you mean small-arcface\?"),
+    (["--shards", "3-4"], "--shards: give two numbers, like 0:17"),
+    (["--learning-rate-steps", "3"], "--learning-rate-steps: it is not of the form .* STEP=RATE"),
     (["--model-weights", "1,2"], "2 --model-weights for 1 models"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]

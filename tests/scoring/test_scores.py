@@ -100,7 +100,7 @@ def test_gzip_as_kaggle_takes_it(tmp_path):
     whole = packed[0].read_bytes()
     for spoilt in (whole[:-9], b"no gzip", whole[:12] + b"\xff" * 9 + whole[21:]):
         packed[0].write_bytes(spoilt)
-        with pytest.raises(InputError, match="is no whole gzip file"):
+        with pytest.raises(InputError, match="is no (whole gzip file|CSV file in UTF-8)"):
             score_recognition(*packed)
 
 
