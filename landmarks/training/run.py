@@ -94,7 +94,7 @@ def train(
         drawn = stream(training, mirror, names, classes, done)
     trainer.train(drawn, validation.scores)
     trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
-    if training.compare_start and model.weights != "none" and validation.is_query.any():
+    if training.compare_start and model.weights != "none" and start.can_tell(validation.classes):
         first = start.whitened(model, training, mirror, names, classes)
         if first is not None:
             return start.better(trained, first, validation, not needs_head)

@@ -52,6 +52,12 @@ def whitened(
     return model
 
 
+def can_tell(classes: np.ndarray) -> bool:
+    """Whether so many held-out photos, of these classes, have another one of theirs that two models can be compared."""
+    counts = np.bincount(classes, minlength=1)
+    return bool(counts[counts > 1].sum() >= FEWEST)
+
+
 def better(trained: keras.Model, start: keras.Model, validation: Validation, may_keep_start: bool) -> keras.Model:
     """The one of two models by which held-out photos find each other; a line says how much better which is.
 
@@ -63,8 +69,6 @@ def better(trained: keras.Model, start: keras.Model, validation: Validation, may
         for model in (trained, start)
     ]
     gain = precisions[0] - precisions[1]
-    if len(gain) < FEWEST:
-        return trained
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     pays = bool(gain.mean() > 0)
     if pays:
