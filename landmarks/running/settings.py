@@ -211,7 +211,7 @@ class TrainingSettings(Section):
     """steps whose gradients are averaged before the weights change"""
     keep_best: bool = False
     """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
-    compare_start: bool = True
+    compare_start: bool = False
     """after training compare it, on held-out photos, with the pretrained weights as they came, whitened; where it has
     gained nothing these are kept"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)

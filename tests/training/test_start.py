@@ -102,7 +102,7 @@ def test_the_dense_layer_is_the_whitening(tiny_mirror, tmp_path):
 
 def test_a_training_that_spoils_the_net_keeps_its_start(tmp_path, monkeypatch, capsys):
     mirror = open_mirror(str(make_mirror(tmp_path / "mirror", landmarks=3, train=40)), tmp_path)
-    recipe, photos = settings(tmp_path), mirror.train()
+    recipe, photos = settings(tmp_path, compare_start=True), mirror.train()
     landmarks = np.unique(photos["landmark_id"])
     given = recipe.run, recipe.model, recipe.training, mirror, photos, landmarks
     (tmp_path / "work").mkdir()
