@@ -220,14 +220,14 @@ def embed(
     for name in todo:
         path, photos = work / UNWHITENED / split / f"{name}.npz", note(mirror, split, name, unwhitened_by)
         if whitening and made_from(path) == photos and is_whole(path):
-            save_features(files[name], _whitened(load_features(path), whitening), note(mirror, split, name, made_by))
+            save_features(files[name], whitened(load_features(path), whitening), note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
     for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
         sizes = settings.sizes(image_size)
         features = _embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
         if whitening:
-            features = _whitened(features, whitening)
+            features = whitened(features, whitening)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
@@ -246,7 +246,7 @@ def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, imag
     return [trained, landmarks, image_size, settings.mirrored, *scales]
 
 
-def _whitened(features: Features, whitening: Whitening) -> Features:
+def whitened(features: Features, whitening: Whitening) -> Features:
     return features._replace(embeddings=whitening(features.embeddings).astype("float16"))
 
 
@@ -312,8 +312,7 @@ def _embed_shard(
     ids: list[str] = []
     outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
     unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    photo_ids = [photo for photo in shard.ids if photo in listed]
-    of_size = [Batches(shard, photo_ids, size, batch_size) for size in sizes]
+    of_size = [Batches(shard, [one for one in shard.ids if one in listed], size, batch_size) for size in sizes]
     for batches in Progress(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
         check_stop()
         ids += batches[0][0]
@@ -326,15 +325,19 @@ def _embed_shard(
             f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
         )
     record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
-    found = {name: np.concatenate(arrays) for name, arrays in outputs.items()}
-    embeddings = found.pop("embedding").astype("float16")
-    labels = {  # classes to landmark ids, and their scores
-        name: landmarks[array.astype("int64")] if name.endswith("landmark") else array.astype("float32")
-        for name, array in found.items()
-    }
-    features = Features(np.array(ids, dtype=str), embeddings, **labels)
+    features = predicted(ids, {name: np.concatenate(arrays) for name, arrays in outputs.items()}, landmarks)
     require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, work))
     return features
+
+
+def predicted(ids: list[str], outputs: dict[str, np.ndarray], landmarks: np.ndarray) -> Features:
+    """What `model.predictor` says of these photos, with landmark ids in place of classes."""
+    labels = {
+        name: landmarks[array.astype("int64")] if name.endswith("landmark") else array.astype("float32")
+        for name, array in outputs.items()
+        if name != "embedding"
+    }
+    return Features(np.array(ids, dtype=str), outputs["embedding"].astype("float16"), **labels)
 
 
 def _what_is_spoilt(predictor: "keras.Model", work: Path) -> str:

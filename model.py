@@ -63,6 +63,9 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     x = POOLINGS[settings.pooling](**pooling)(x)
     if size and settings.embedding_layer == "relu":
         x = layers.Dense(size, activation="relu", name="embedding")(x)
+    elif size and settings.embedding_layer == "affine":
+        x = layers.UnitNormalization(dtype="float32")(x)
+        x = layers.Dense(size, dtype="float32", name="embedding")(x)
     elif size:
         x = layers.Dense(size, use_bias=False, name="projection")(x)
         x = layers.BatchNormalization(dtype="float32", name="embedding")(x)

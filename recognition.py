@@ -35,7 +35,7 @@ def main() -> None:
         command.limit_time(run.time_limit)
     make_writable(run.work)
     check(recipe)
-    with held(run.work, *run.models):
+    with held(run.work, *run.folders):
         recognise(recipe)
 
 
@@ -48,13 +48,14 @@ def recognise(recipe: Recipe) -> None:
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
     none = nonlandmarks.listed(mirror) if calibrates else None
-    recipe.keep()
-    if not run.models:
-        train_model(recipe, mirror)
-        whiten(recipe, mirror)
+    for one in [recipe, *recipe.beside()]:
+        one.keep()
+        if not run.models:
+            train_model(one, mirror)
+            whiten(one, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
     splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
-    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
+    from landmarks.neighbours import ensemble, gallery  # Keras takes seconds, which --help need not wait for
 
     files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
@@ -75,6 +76,11 @@ def recognise(recipe: Recipe) -> None:
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
     )
     print(f"{submission_csv}: {len(found):,} predictions")
+    gallery.keep(
+        run, recipe.embedding, recipe.recognition, recipe.verification,
+        files.get("train", []), voters_of(recipe, mirror), references, curve is not None,
+    )  # fmt: skip
+    gallery.keep_names(mirror, run.work)
     unscored = nonlandmarks.serving_themselves(references)
     for task in ["recognition"] + ["calibration"] * (curve is not None):
         scores.write_scores(task, submission_csv, solution_csv, run.work / f"{task}.metrics.json", unscored=unscored)
@@ -95,12 +101,13 @@ def check(recipe: Recipe) -> None:
         from landmarks.local_features import decision
 
         decision.require(run, recipe.model, recipe.verification)
-    if not any((folder / name).exists() for folder in run.folders for name in ("model.keras", "checkpoint.keras")):
-        from landmarks.networks import backbones
-        from landmarks.training import selection
+    for one in [] if run.models else [recipe, *recipe.beside()]:
+        if not any((one.run.work / name).exists() for name in ("model.keras", "checkpoint.keras")):
+            from landmarks.networks import backbones
+            from landmarks.training import selection
 
-        selection.check(recipe.photos, run.work)
-        backbones.check(recipe.model)
+            selection.check(one.photos, one.run.work)
+            backbones.check(one.model)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
@@ -119,7 +126,8 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
         if recipe.model.loss == "none":
             model = models.build_model(len(landmarks), recipe.model)
         else:
-            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks)
+            needs_head = recipe.recognition.recognizer == "head" or recipe.recognition.blend > 0
+            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks, needs_head)
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
@@ -200,8 +208,9 @@ def calibrate(
         within = run.model_copy(update={"work": run.work / f"calibration/{number}"})
         sample = within.work / "judged.npz"
         nonlandmarks.write_features(list(chain(*sources.values())), set(truth.index), sample)
-        serving = [group._replace(serve=set(truth.index)) for group in references[:1]]
-        found = penalty.recognise(settings, within, {**files, "test": [sample]}, voters, serving)
+        serving = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
+        there = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
+        found = penalty.recognise(settings, within, {**files, **there, "test": [sample]}, voters, serving)
         if verifies:
             from landmarks.local_features import calibration
 

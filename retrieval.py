@@ -39,7 +39,7 @@ def main() -> None:
         recipes.of(folder)  # there is a trained model
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
-    with held(run.work, *run.models):
+    with held(run.work, *run.folders):
         retrieve(recipe)
 
 

@@ -79,7 +79,7 @@ def calibrate(work: Path) -> None:
     decision.require(run, recipe.model, settings)
     mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     splits, none = calibration.photos_of_no_landmark(mirror)
-    with held(run.work, *run.models):
+    with held(run.work, *run.folders):
         files = ensemble.embed(run, recipe.embedding, mirror, splits)
         if files is None:
             return

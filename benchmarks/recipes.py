@@ -36,7 +36,8 @@ from landmarks.scoring.resampling import Estimate, difference, mean, resample
 from landmarks.scoring.solutions import read_recognition_solution
 
 RECIPES = {
-    "bottleneck": "small-bottleneck", "softmax": "small", "triplet": "small-triplet", "ArcFace": "small-arcface"
+    "bottleneck": "small-bottleneck", "softmax": "small", "triplet": "small-triplet", "ArcFace": "small-arcface",
+    "ArcFace and frozen": "small-ensemble",
 }  # fmt: skip
 PLAIN = ["--whitening", "none", "--dimensions", "0"]
 FROZEN = {  # beside those that the recipes start from; names of folders, where a comma would part two of them

@@ -17,6 +17,7 @@ SOLUTIONS = {
     "recognition": "ground_truth/recognition_solution_v2.1.csv",
     "retrieval": "ground_truth/retrieval_solution_v2.1.csv",
 }
+CATEGORIES = "metadata/train_label_to_category.csv"
 NON_LANDMARKS = "metadata/non_landmarks.csv"  # index photos that are known to show no landmark
 MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 
@@ -75,7 +76,7 @@ class Mirror(ABC):
 
     def categories(self) -> dict[int, str]:
         """Landmark ids to category names; empty where the mirror does not tell."""
-        path = self.path("metadata/train_label_to_category.csv")
+        path = self.path(CATEGORIES)
         if path is None:
             return {}
         table = read_table(path, ["landmark_id", "category"])

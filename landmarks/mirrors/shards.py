@@ -162,16 +162,20 @@ class FolderShard:
 
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing, too large, or a device or pipe that may have no end."""
-        path = self.root / _member_name(identity)
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError("not a regular file")
-        if state.st_size > MAX_PHOTO_BYTES:
-            raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
-        return path.read_bytes()
+        return read_photo(self.root / _member_name(identity))
 
     def close(self) -> None:
         pass
+
+
+def read_photo(path: Path) -> bytes:
+    """An encoded photo. Raises OSError when it is missing, too large, or a device or pipe that may have no end."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError("not a regular file")
+    if state.st_size > MAX_PHOTO_BYTES:
+        raise OSError(f"larger than {MAX_PHOTO_BYTES >> 20} MiB")
+    return path.read_bytes()
 
 
 def write_tar(path: Path, photos: Iterable[tuple[str, bytes]]) -> None:

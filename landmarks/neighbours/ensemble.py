@@ -3,6 +3,7 @@
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import features
 import model as models
 from features import UNWHITENED, Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.images import decode
 from landmarks.networks import whitening as whitenings
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
@@ -24,13 +26,49 @@ from landmarks.running.settings import EmbeddingSettings, RunSettings
 WHITENING = "whitening.npz"
 
 
+class Member(NamedTuple):
+    """A trained model, alone or one of several, and how it embeds."""
+
+    folder: Path
+    landmarks: np.ndarray  # (classes,) int64
+    settings: EmbeddingSettings
+    image_size: int
+    batch_size: int
+    whitening: Whitening | None
+
+    def made_by(self) -> str:
+        """A digest of all that embeddings follow from, but for the photo."""
+        seen_by = features.seen_by(self.folder, self.landmarks, self.settings, self.image_size)
+        return digest(*seen_by, *(self.whitening or ()))
+
+    def remedy(self) -> str:
+        return f"delete {self.folder / 'model.keras'} and train it again with --precision float32"
+
+
+def members(run: RunSettings, settings: EmbeddingSettings) -> list[Member]:
+    """The model in the work folder, which embeds with these settings, or several, each with those that its own keeps.
+
+    Raises InputError if a model has learnt none of the first one's landmarks, or its whitening is not there.
+    """
+    found: list[Member] = []
+    for folder in run.folders:
+        own = recipes.of(folder)
+        landmarks = models.load_labels(folder / "labels.csv")
+        if found and not np.isin(landmarks, found[0].landmarks).any():
+            raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
+        embedding, size = settings if folder == run.work else own.embedding, own.model.image_size
+        whitening = None if embedding.whitening == "none" else _whitening(folder, landmarks, embedding, size)
+        found.append(Member(folder, landmarks, embedding, size, own.training.batch_size, whitening))
+    return found
+
+
 def embed(
     run: RunSettings, settings: EmbeddingSettings, mirror: Mirror, splits: list[str]
 ) -> dict[str, list[Path]] | None:
     """The features files of some splits, by the model in the work folder, or by several models side by side.
 
-    One model embeds with these settings; each of several with those that its work folder keeps, into it, and what they
-    say together goes to `run.work`.
+    The model of `run.work` embeds with these settings; each other one with those that its work folder keeps, into it.
+    What several say together goes to `run.work` too: to `together/` where that has a model of its own.
 
     Returns:
         A file a shard for each split, in the mirror's order; None while some are missing that `run.shards` leaves to
@@ -38,29 +76,20 @@ def embed(
 
     Raises InputError if a model has learnt none of the first one's landmarks, or its whitening is not there.
     """
-    known = models.load_labels(run.folders[0] / "labels.csv")
     by_model: list[dict[str, list[Path]]] = []
-    for folder in run.folders:
-        own = recipes.of(folder)
-        landmarks = models.load_labels(folder / "labels.csv")
-        if not np.isin(landmarks, known).any():
-            raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
-        embedding = own.embedding if run.models else settings
-        size = own.model.image_size
-        whitening = None if embedding.whitening == "none" else _whitening(folder, landmarks, embedding, size)
+    for one in members(run, settings):
         embed_split = partial(
-            features.embed, _predictor(folder, embedding, size), landmarks, mirror, work=folder, settings=embedding,
-            image_size=size, batch_size=own.training.batch_size, shards=run.shards, whitening=whitening,
+            features.embed, _predictor(one.folder, one.settings, one.image_size), one.landmarks, mirror,
+            work=one.folder, settings=one.settings, image_size=one.image_size, batch_size=one.batch_size,
+            shards=run.shards, whitening=one.whitening,
         )  # fmt: skip
         by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
     if any(len(files) < len(splits) for files in by_model):
         return None
-    if not run.models:
+    if len(by_model) == 1:
         return by_model[0]
-    weights = run.model_weights or [1.0] * len(by_model)
-    return {
-        split: join([files[split] for files in by_model], weights, run.work / "features" / split) for split in splits
-    }
+    folder = files_in(run)
+    return {split: join([files[split] for files in by_model], _weights(run), folder / split) for split in splits}
 
 
 def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame) -> None:
@@ -118,6 +147,41 @@ def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> ke
     model = models.load(folder / "model.keras")
     sizes = [] if settings.scales == [1.0] else settings.sizes(image_size)
     return models.predictor(model, settings.mirrored, sizes, settings.scale_pooling)
+
+
+class Embedder:
+    """The models of a run in memory, which embed one photo after another; no file is written."""
+
+    def __init__(self, run: RunSettings, settings: EmbeddingSettings):
+        self.members = members(run, settings)
+        self._predictors = [_predictor(one.folder, one.settings, one.image_size) for one in self.members]
+        self._weights = _weights(run)
+
+    def __call__(self, data: bytes) -> Features:
+        """What `embed` would write of an encoded photo, N = 1, without an id.
+
+        Raises:
+            UnreadablePhoto: it is none.
+            InputError: its embedding is not finite.
+        """
+        found = []
+        for one, predictor in zip(self.members, self._predictors, strict=True):
+            photos = [decode(data, size)[None] for size in one.settings.sizes(one.image_size)]
+            outputs = models.predict(predictor, photos if len(photos) > 1 else photos[0], 1)
+            seen = features.predicted([""], outputs, one.landmarks)
+            features.require_finite(seen, "embedding", one.remedy)
+            found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
+        return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
+
+
+def files_in(run: RunSettings) -> Path:
+    """The folder that `embed` leaves a run's features files in, for each split one."""
+    beside_its_own = len(run.folders) > 1 and not run.models
+    return run.work / ("together" if beside_its_own else "features")
+
+
+def _weights(run: RunSettings) -> list[float]:
+    return run.model_weights or [1.0] * len(run.folders)
 
 
 def join(files: list[list[Path]], weights: list[float], folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from landmarks.running.answer_settings import RecognitionSettings
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 
+NON_LANDMARKS = "non_landmarks.npz"  # in a work folder
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 USUAL = 0.5  # raised GAP in every measurement of ours; what is as good to within NOISE does not displace it
 NOISE = 0.01  # of a GAP of some hundred photos: half a standard error
@@ -69,7 +70,7 @@ def recognise(
         return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
     served = []
     for number, group in enumerate(references):
-        path = run.work / "non_landmarks.npz"
+        path = run.work / NON_LANDMARKS
         there = write_features([file for split in group.splits for file in files[split]], group.ids, path)
         print(f"{there:,} of {len(group.ids):,} photos of no landmark have features")
         weight = settings.penalty_weight or group.weight

@@ -193,12 +193,12 @@ def keep(curve: Curve, made_of: str, path: Path) -> None:
         part.write_text(json.dumps({**curve._asdict(), "made_of": made_of}, indent=2) + "\n")
 
 
-def kept(made_of: str, path: Path) -> Curve | None:
-    """The curve in a file, if it was made of the same; None if not, or if the file is no such one."""
+def kept(made_of: str | None, path: Path) -> Curve | None:
+    """The curve in a file, if it was made of the same, or of whatever (None); None if not, or if it is no such file."""
     try:
         found = json.loads(path.read_text())
         curve = Curve(float(found["slope"]), float(found["intercept"]), bool(found["logarithm"]))
-        is_one = found["made_of"] == made_of and 0 <= curve.slope < np.inf and np.isfinite(curve.intercept)
+        is_one = made_of in (None, found["made_of"]) and 0 <= curve.slope < np.inf and np.isfinite(curve.intercept)
         return curve if is_one else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

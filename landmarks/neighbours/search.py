@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from features import Outline, load_features, outline
+from features import Features, Outline, load_features, outline
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
@@ -101,6 +101,43 @@ def search(
     _order(similarities, positions)
     (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
+
+
+class Index:
+    """Index photos in memory, as float32, for queries that come one at a time; `search` is for thousands at once.
+
+    Args:
+        files: features files.
+        chosen: which of their photos may be found, (all,) bool, in their order; all of them when None.
+
+    Raises:
+        InputError: a file is damaged, or they are not all of one model; or `chosen` is of others.
+    """
+
+    def __init__(self, files: list[Path], chosen: np.ndarray | None = None):
+        outlines = _outlines(files)
+        ends = np.cumsum([len(one.ids) for one in outlines])
+        if chosen is None:
+            chosen = np.ones(ends[-1], bool)
+        if chosen.shape != (ends[-1],):
+            raise InputError(f"{chosen.size:,} photos may be found or not, and {ends[-1]:,} have features")
+        rows = np.split(chosen, ends[:-1])
+        self.ids = np.concatenate([one.ids for one in outlines])[chosen]  # (N,) str
+        self.file = np.repeat(np.arange(len(files)), [some.sum() for some in rows])  # (N,): which one each is in
+        self._embeddings = np.empty((len(self.ids), outlines[0].dimension), np.float32)
+        _read_part(list(zip(files, rows, strict=True)), self._embeddings)
+
+    def nearest(self, queries: Features, k: int) -> Neighbours:
+        """As `search` finds them, but that there are no predicted landmarks."""
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)  # faiss shares even one query out among its threads, and is the slower for it
+        similarities, places = faiss.knn(
+            queries.embeddings.astype(np.float32), self._embeddings, k, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        faiss.omp_set_num_threads(threads)
+        positions = places.astype(np.int32)
+        _order(similarities, positions)
+        return Neighbours(queries.ids, self.ids, similarities, positions, None, None)
 
 
 def without_itself(neighbours: Neighbours) -> Neighbours:

@@ -17,6 +17,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 
+CENTRES = "class_centres/centres.npz"  # in a work folder
 UNKNOWN_TO_HEAD = 1e-8  # what a landmark has that the head does not name among its best
 
 
@@ -30,7 +31,7 @@ def gallery(
         voters: `id` and `landmark_id` of the photos that vote.
     """
     if recognizer == "centres":
-        path = work / "class_centres" / "centres.npz"
+        path = work / CENTRES
         prepare_folder(path.parent, train_files, voters=_digest(voters))
         if not is_whole(path):
             class_centres(train_files, voters, path)

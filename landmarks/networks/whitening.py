@@ -71,11 +71,11 @@ def choose_shrinkage(method: Method, embeddings: np.ndarray, landmark: np.ndarra
         found = fit(method, embeddings[~held_out], landmark[~held_out], SHRINKAGES, dimensions)
         for shrinkage, whitening in zip(SHRINKAGES, found, strict=True):
             check_stop()
-            precision[shrinkage] += _average_precisions(whitening(embeddings[held_out]), landmark[held_out])
+            precision[shrinkage] += average_precisions(whitening(embeddings[held_out]), landmark[held_out])
     return max(SHRINKAGES, key=lambda shrinkage: float(np.mean(precision[shrinkage])))
 
 
-def _average_precisions(embeddings: np.ndarray, landmark: np.ndarray) -> list[float]:
+def average_precisions(embeddings: np.ndarray, landmark: np.ndarray) -> list[float]:
     """Of each photo that is not alone, among the others; of the first `MOST_QUERIES`."""
     found = []
     for row, similarity in enumerate(embeddings[:MOST_QUERIES] @ embeddings.T):

@@ -19,6 +19,7 @@ from landmarks.running.command import InputError
 from landmarks.running.command_line import flag, suggestion
 from landmarks.running.files import whole
 from landmarks.running.settings import (
+    BESIDE,
     ROOT,
     EmbeddingSettings,
     MirrorSettings,
@@ -68,6 +69,22 @@ class Recipe(BaseModel):
         """The settings, by name, that all runs in one work folder share, since its model and features are made so."""
         return {name: value for _, section in self if not section.free for name, value in section}
 
+    def beside(self) -> list["Recipe"]:
+        """The recipe of the model beside this one's, if there is to be any: of the same photos, in WORK/beside.
+
+        Raises InputError if there is no recipe of that name, or that folder was begun with another one.
+        """
+        name, folder = self.run.beside, self.run.work / BESIDE
+        if not name:
+            return []
+        path = _find(name)
+        if _has_begun(folder):
+            path = folder / "recipe.toml"
+            if (begun := _read(path).get("recipe")) != name:
+                raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
+        shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
+        return [from_flat({**_read(path), **shared, "recipe": name, "work": folder, "beside": ""}, path)]
+
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
         mirror, size = self.source.mirror, self.model.image_size
@@ -85,9 +102,10 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _can_recognise(self) -> "Recipe":
         by_head = self.recognition.recognizer == "head" or self.recognition.blend
-        if by_head and (self.run.models or self.model.loss in ("triplet", "none")):
+        several = len(self.run.folders) > 1
+        if by_head and (several or self.model.loss in ("triplet", "none")):
             reasons = {"triplet": "triplets train no head", "none": "there is no head where nothing is learnt"}
-            headless = "several models have no head in common" if self.run.models else reasons[self.model.loss]
+            headless = "several models have no head in common" if several else reasons[self.model.loss]
             raise ValueError(f"{headless}: --recognizer neighbours or centres, and --blend 0")
         verifies = self.verification.verify != "off" or self.retrieval.rerank_inliers
         if verifies and self.verification.extractor == "savedmodel" and not self.verification.extractor_model:
@@ -112,8 +130,9 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     given = command_line.parse(arguments, SECTIONS, unused)
     folders = str(given.get("work", "work")).split(",")
     if len(folders) > 1:
-        given["models"] = [str(Path(folder).resolve()) for folder in folders]
-        given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).name for folder in given["models"]))
+        given["models"] = [str(folder) for name in folders for folder in _with_beside(Path(name).resolve())]
+        given["beside"] = ""
+        given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).resolve().name for folder in folders))
     if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
         given["mirror"] = str(Path(given["mirror"]).resolve())
     if given.get("work") == "":
@@ -121,6 +140,7 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     work = Path(given.get("work", "work"))
     if "models" in given and not _has_begun(work):  # the first one's settings hold for all together
         work = Path(given["models"][0])
+        given.setdefault("model_weights", [])  # but for those of it and the one beside it
     kept = work / "recipe.toml"
     base = _find(given.get("recipe", "small"))
     before = from_flat(_read(kept), kept) if _has_begun(work) else None
@@ -148,6 +168,11 @@ def of(folder: Path) -> Recipe:
     if absent := [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]:
         raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {folder} first")
     return from_flat({**_read(folder / "recipe.toml"), "work": folder}, folder / "recipe.toml")
+
+
+def _with_beside(folder: Path) -> list[Path]:
+    """A work folder and that of the model beside it, which its settings may name."""
+    return [folder, folder / BESIDE] if (folder / "recipe.toml").is_file() and of(folder).run.beside else [folder]
 
 
 def selected(names: list[str], shards: str) -> list[str]:
@@ -201,5 +226,5 @@ def from_flat(settings: Mapping[str, Any], source: Path, given: Collection[str] 
             beside = "" if source.parent == RECIPES else f" (beside what {source} says)"
             raise InputError(f"{message}{beside}; see --help") from error
         name = str(first["loc"][1])
-        where = flag(name) if name in given else f"{source}: {name}"
-        raise InputError(f"{where}: {message} (given: {settings[name]!r}); see --help all") from error
+        where = flag(name) if name in given or name not in settings else f"{source}: {name}"
+        raise InputError(f"{where}: {message} (given: {settings.get(name)!r}); see --help all") from error

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ROOT = Path(__file__).resolve().parents[2]
+BESIDE = "beside"  # in a work folder: that of the model beside its own
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -23,7 +24,7 @@ def _seconds(value: object) -> object:
 
 def _range(value: str) -> str:
     if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
-        raise ValueError("no range of shards like 0:17")
+        raise ValueError("give two numbers, like 0:17")
     return value
 
 
@@ -53,7 +54,11 @@ class RunSettings(Section):
     models: list[Path] = []
     """several trained work folders, whose embeddings are put side by side; `--work A,B` sets it"""
     model_weights: list[Annotated[float, Field(gt=0)]] = []
-    """what their embeddings are multiplied by: similarities count by the square; all alike where not given"""
+    """what the embeddings of several models, or of this one and the one beside it, are multiplied by: similarities
+    count by the square; all alike where not given"""
+    beside: str = Field("", title="NAME|FILE")
+    """a recipe whose model is made too, of the same photos, in WORK/beside: what both make of a photo stands side by
+    side; none where empty"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
@@ -65,13 +70,16 @@ class RunSettings(Section):
 
     @property
     def folders(self) -> list[Path]:
-        """The work folders of the models: this one's, or those of several."""
-        return self.models or [self.work]
+        """The work folders of the models: this one's and that of the one beside it, or those of several."""
+        return self.models or [self.work, *([self.work / BESIDE] if self.beside else [])]
 
     @model_validator(mode="after")
     def _fit_together(self) -> "RunSettings":
-        if self.model_weights and len(self.model_weights) != len(self.models):
-            raise ValueError(f"{len(self.model_weights)} --model-weights for {len(self.models)} models of --work A,B")
+        if self.model_weights and len(self.model_weights) != len(self.folders):
+            raise ValueError(
+                f"{len(self.model_weights)} --model-weights for {len(self.folders)} models: as many as --work A,B has, "
+                "two with --beside"
+            )
         if self.work.resolve() == ROOT / "bottleneck":
             # Its import fails then, in every script: it looks for its optional package of this name.
             raise ValueError(
@@ -136,8 +144,8 @@ class ModelSettings(Section):
     power; flatten: all of it; token: the class token instead"""
     embedding_size: int = Field(0, ge=0)
     """dimensions of a dense layer after the pooling, which is the embedding then; 0: no such layer"""
-    embedding_layer: Literal["batch_norm", "relu"] = "batch_norm"
-    """what follows in that layer"""
+    embedding_layer: Literal["batch_norm", "relu", "affine"] = "batch_norm"
+    """what follows in that layer; affine: nothing does, but L2-normalisation goes before it, as before a whitening"""
     freeze: int = Field(0, ge=0)
     """first layers of the backbone that are not trained; of a transformer the patch embedding is one, each block is"""
     image_size: int = Field(256, ge=32, le=2048)
@@ -203,6 +211,9 @@ class TrainingSettings(Section):
     """steps whose gradients are averaged before the weights change"""
     keep_best: bool = False
     """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
+    compare_start: bool = False
+    """after training compare it, on held-out photos, with the pretrained weights as they came, whitened; where it has
+    gained nothing these are kept"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target that is spread over all landmarks"""
     scale: float = Field(16.0, gt=0)

@@ -10,15 +10,14 @@ import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from landmarks.running.command import InputError
-from landmarks.running.progress import size_of
 
 HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
 MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
-MAX_UNPACKED = 2**29  # characters of a .csv.gz; 117,577 rows of 100 ids have 200 million
 MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
+MAX_LETTERS = 2**29  # of a file; the largest of the public challenge has 0.2 billion
 Cell = TypeVar("Cell")  # as it is parsed
 
 
@@ -62,7 +61,10 @@ def read_recognition_solution(path: Path) -> Solution:
     """
 
     def parse(cell: str) -> list[int]:
-        return [landmark_id(token) for token in cell.split(" ")] if cell else []
+        try:
+            return [int(token) for token in cell.split(" ")] if cell else []
+        except ValueError as error:
+            raise ValueError(f"{cell[:100]!r} is not landmark ids, whole numbers between single spaces") from error
 
     return Solution(*_read_solution(path, "recognition", parse))
 
@@ -113,36 +115,33 @@ def read(path: Path, header: list[str], take: Callable[..., None]) -> None:
             raise InputError(f"{path} line {line}: {str(error)[:200]}; correct the file") from error
 
 
-def landmark_id(text: str) -> int:
-    """A landmark's number. Raises ValueError that says so for people."""
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(f"{text[:40]!a} is no landmark id, a whole number") from error
-
-
 def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """All rows that are not blank, with their line numbers, of a .csv or .csv.gz; InputError if it cannot be read."""
+    """All rows that are not blank, with their line numbers, of a .csv or .csv.gz file.
+
+    Raises InputError if it cannot be read as CSV, or is longer than any submission to such a challenge.
+    """
     csv.field_size_limit(MAX_CELL)
     try:
-        rows = csv.reader(_lines(path), strict=True)
-        try:
-            yield from ((rows.line_num, row) for row in rows if row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is no whole gzip file: {error}; pack or copy it again") from error
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8-sig", newline="")
+        ) as file:
+            rows = csv.reader(_lines(file, path), strict=True)
+            try:
+                yield from ((rows.line_num, row) for row in rows if row)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is no whole gzip file: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines, or pieces of longer ones. Raises InputError where a .gz grows beyond all that could be meant."""
-    unpack = path.suffix == ".gz"
-    with (gzip.open if unpack else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-        room = MAX_UNPACKED
-        while line := file.readline(MAX_LINE):
-            room -= len(line) + 8  # an empty line takes time too
-            if unpack and room < 0:
-                raise InputError(f"{path} unpacks to more than {size_of(MAX_UNPACKED)}, which is no submission")
-            yield line
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    letters = 0
+    while line := file.readline(MAX_LINE):
+        letters += len(line) + 8  # an empty line takes its time too
+        if letters > MAX_LETTERS:  # some KB of gzip may stand for more than a disk holds
+            raise InputError(f"{path} has more than {MAX_LETTERS:,} letters: it is no submission or solution")
+        yield line

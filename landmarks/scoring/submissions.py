@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
-from landmarks.scoring.solutions import HEADERS, Cell, IdLists, Solution, landmark_id, read, rows_of
+from landmarks.scoring.solutions import HEADERS, Cell, IdLists, Solution, read, rows_of
 
 MAX_NEIGHBOURS = 100
 MAX_SHOWN = 20  # faults of one kind
@@ -82,12 +82,12 @@ def read_recognition(path: Path, solution: Solution) -> Predictions:
         if len(tokens) != 2:
             raise ValueError(f"{cell[:40]!a} has {len(tokens)} elements, not the two of `landmark_id score`")
         try:
-            score = float(tokens[1])
+            landmark, score = int(tokens[0]), float(tokens[1])
         except ValueError as error:
-            raise ValueError(f"{tokens[1][:40]!a} is no score, a number") from error
+            raise ValueError(f"{cell[:40]!a} is not `landmark_id score`, a whole number and a number") from error
         if math.isnan(score):
             raise ValueError(f"{cell[:40]!a} has no score to rank by")
-        return landmark_id(tokens[0]), score
+        return landmark, score
 
     return Predictions(*_read_predictions(path, "recognition", solution, parse))
 
@@ -144,6 +144,7 @@ def _faults(task: str, path: Path, test_ids: set[str], index_ids: set[str]) -> I
     header = next(rows, (1, []))[1]
     if header != HEADERS[task]:
         yield "wrong header", f"{','.join(header)[:80]!a}, not {','.join(HEADERS[task])!a}"
+        return  # it is a file of another kind: each of its cells would be a fault
     count, seen = 0, set()
     for line, row in rows:
         count += 1
@@ -155,7 +156,7 @@ def _faults(task: str, path: Path, test_ids: set[str], index_ids: set[str]) -> I
         seen.add(identity)
         if len(row) != 2:
             yield "malformed row", f"line {line}: {len(row)} columns, not 2"
-        elif row[1] and header == HEADERS[task]:  # else every cell would be a fault
+        elif row[1]:
             cell_faults = _recognition_faults(row[1]) if task == "recognition" else _retrieval_faults(row[1], index_ids)
             yield from ((kind, f"line {line}: {fault}") for kind, fault in cell_faults)
     if count != len(test_ids):

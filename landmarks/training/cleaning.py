@@ -28,7 +28,9 @@ def read_clean(path: Path) -> pd.DataFrame:
             raise ValueError("its rows have more cells than its first line")
         landmarks = table["landmark_id"].astype("int64")
         faulty = [not IMAGES_CELL.fullmatch(cell) for cell in table["images"]]
-    except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give the path of a CSV file") from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a CSV with the columns landmark_id,images: {error}") from error
     if table.empty or any(faulty):
         where = f"landmark {landmarks[faulty.index(True)]} has others" if any(faulty) else "it has no row"

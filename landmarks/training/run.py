@@ -26,7 +26,7 @@ from landmarks.running.files import require_space, whole
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.running.skipped import record_skipped
-from landmarks.training import transfer, triplets
+from landmarks.training import start, transfer, triplets
 from landmarks.training.schedule import learning_rate, optimizer, stream
 from landmarks.training.validation import Validation, clear, held_out
 
@@ -41,13 +41,16 @@ def train(
     mirror: Mirror,
     photos: pd.DataFrame,
     landmarks: np.ndarray,
+    needs_head: bool = False,
 ) -> keras.Model:
     """Train on the mirror's train shards, from the checkpoint in the work folder if there is one.
 
     A mini-epoch is one shard; with triplets it is one pass over all photos, in batches of similar landmarks. The last
     `validation_shards` shards are held out; of a mirror with no more than these, every fifth photo of each landmark.
     Photos that are not in `photos` (`id`, `landmark_id`), or whose landmark is not in `landmarks` (classes,), are
-    passed over. With `bottleneck_epochs` the top learns before, so that no backbone is trained under a random top.
+    passed over. With `bottleneck_epochs` the top learns before, so that no backbone is trained under a random top. With
+    `compare_start` a model that finds held-out photos no better than its first weights, whitened, gives way to these,
+    which have no head, unless one is needed.
 
     Raises:
         InputError: the work folder was begun on other photos, the checkpoint does not load, or triplets are to be drawn
@@ -89,7 +92,12 @@ def train(
     else:
         drawn = stream(training, mirror, names, classes, done)
     trainer.train(drawn, validation.scores)
-    return models.load(trainer.best) if trainer.best.exists() else trainer.model
+    trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
+    if training.compare_start and model.weights != "none" and start.can_tell(validation.classes):
+        first = start.whitened(model, training, mirror, names, classes)
+        if first is not None:
+            return start.better(trained, first, validation, not needs_head)
+    return trained
 
 
 def _claim(work: Path, classes: pd.Series) -> None:

@@ -57,6 +57,17 @@ class Validation:
         self.is_query = place % 2 == 1
         self.predictor: keras.Model | None = None
 
+    def embeddings(self, model: keras.Model) -> np.ndarray:
+        """(N, D) float32 of all photos, in the order of `classes`, L2-normalised."""
+        return self._predict(models.predictor(model))["embedding"]
+
+    def _predict(self, predictor: keras.Model) -> dict[str, np.ndarray]:
+        outputs = []
+        for photos in self.batches:
+            check_stop()
+            outputs.append(models.predict(predictor, photos, self.batch_size))
+        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
     def scores(self, model: keras.Model) -> dict[str, float]:
         """Top-1 accuracy and GAP of the head, `validation_*`, the nearest photo and the nearest class centre.
 
@@ -65,11 +76,7 @@ class Validation:
         if not len(self.classes):
             return {}
         self.predictor = self.predictor or models.predictor(model)
-        outputs = []
-        for photos in self.batches:
-            check_stop()
-            outputs.append(models.predict(self.predictor, photos, self.batch_size))
-        found = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+        found = self._predict(self.predictor)
         scores: dict[str, float] = {}
         if "landmark" in found:
             scores |= _scores("validation", found["landmark"], found["score"], self.classes)

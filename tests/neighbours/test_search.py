@@ -128,6 +128,22 @@ def test_photos_that_are_not_wanted_are_as_if_not_there(tmp_path_factory, case, 
     np.testing.assert_array_equal(found.positions[sure], expected.positions[sure])
 
 
+def test_an_index_in_memory_finds_what_the_search_does(tmp_path):
+    rng = np.random.default_rng(0)
+    files = [write(tmp_path, f"index{n}", random_embeddings(rng, count, 8)) for n, count in enumerate((5, 0, 7))]
+    chosen = rng.random(12) < 0.7
+    query = write(tmp_path, "query", random_embeddings(rng, 1, 8))
+    index = search.Index(files, chosen)
+    wanted = pd.Index(np.concatenate([load_features(path).ids for path in files])[chosen])
+    expected = search.search([query], files, 20, wanted=wanted)
+    found = index.nearest(load_features(query), 20)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [f"index{n}" for n in index.file] == [identity.partition("-")[0] for identity in index.ids]
+    with pytest.raises(command.InputError, match="11 photos may be found or not, and 12 have features"):
+        search.Index(files, chosen[1:])
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
 def test_parts_are_consecutive_and_even(counts, parts):
     groups = search.split_evenly(counts, parts)
@@ -436,7 +452,7 @@ faiss.knn = counted
 for script in ("recognition.py", "retrieval.py"):
     begun = len(calls)
     sys.argv = [script, f"--work={work}", f"--mirror={mirror}", "--votes=3", "--index-parts=2", "--image-size=32",
-                "--backbone=Tiny", "--weights=none"]
+                "--backbone=Tiny", "--weights=none", "--no-calibrate"]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:

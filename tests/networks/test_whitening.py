@@ -20,7 +20,7 @@ def photos(landmarks=12, each=8, dimension=20, seed=0):
 
 
 def precision(embeddings, landmark):
-    return np.mean(whitenings._average_precisions(embeddings, landmark))
+    return np.mean(whitenings.average_precisions(embeddings, landmark))
 
 
 def test_what_varies_within_a_landmark_counts_less():

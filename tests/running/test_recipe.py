@@ -24,7 +24,10 @@ def test_small_is_the_default():
 
 def test_every_shipped_recipe_is_valid():
     names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
-    published, small = {"softmax", "triplet", "arcface", "bottleneck"}, {"triplet", "arcface", "bottleneck", "frozen"}
+    published, small = (
+        {"softmax", "triplet", "arcface", "bottleneck"},
+        {"triplet", "arcface", "bottleneck", "frozen", "ensemble"},
+    )
     assert set(names) == published | {f"small-{name}" for name in small} | {
         "small", "dinov2-small", "dinov3", "dinov3-arcface"
     }  # fmt: skip
@@ -117,7 +120,10 @@ WRONG = [
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
-    (["--model-weights", "1,2"], "2 --model-weights for 0 models"),
+    (["--recipe", "smal-arcface"], r"did you mean small-arcface\?"),
+    (["--shards", "3-4"], "--shards: give two numbers, like 0:17"),
+    (["--learning-rate-steps", "3"], "--learning-rate-steps: it is not of the form .* STEP=RATE"),
+    (["--model-weights", "1,2"], "2 --model-weights for 1 models"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
 

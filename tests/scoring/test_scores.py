@@ -1,9 +1,11 @@
+import gzip
 import json
 
 import pytest
 
 from landmarks.running.command import InputError
-from landmarks.scoring.scores import score_recognition, score_retrieval, table, write_scores
+from landmarks.scoring import solutions
+from landmarks.scoring.scores import score_recognition, score_retrieval, write_scores
 
 
 def write(path, *lines):
@@ -89,20 +91,36 @@ def test_nothing_to_score_at_all(tmp_path):
         score_retrieval(submission, write(tmp_path / "s.csv", "id,images,Usage", "a,None,Ignored"))
 
 
+def test_gzip_as_kaggle_takes_it(tmp_path):
+    files = recognition_files(tmp_path)
+    packed = [path.with_name(f"{path.name}.gz") for path in files]
+    for path, other in zip(files, packed, strict=True):
+        other.write_bytes(gzip.compress(path.read_bytes()))
+    assert score_recognition(*packed) == score_recognition(*files)
+    whole = packed[0].read_bytes()
+    for spoilt in (whole[:-9], b"no gzip", whole[:12] + b"\xff" * 9 + whole[21:]):
+        packed[0].write_bytes(spoilt)
+        with pytest.raises(InputError, match="is no (whole gzip file|CSV file in UTF-8)"):
+            score_recognition(*packed)
+
+
+def test_a_gzip_bomb_ends_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(solutions, "MAX_LETTERS", 2**20)
+    bomb, solution = tmp_path / "bomb.csv.gz", recognition_files(tmp_path)[1]
+    bomb.write_bytes(gzip.compress(b"id,landmarks\n" + b"\n" * 2**21))
+    with pytest.raises(InputError, match="has more than 1,048,576 letters"):
+        score_recognition(bomb, solution)
+
+
 def test_write_scores(tmp_path, capsys):
     submission, solution = recognition_files(tmp_path)
     path = tmp_path / "recognition.metrics.json"
     write_scores("recognition", submission, None, path)
     assert not path.exists() and "not scored" in capsys.readouterr().out
     write_scores("recognition", submission, solution, path)
-    assert json.loads(path.read_text()) == score_recognition(submission, solution)
-    assert capsys.readouterr().out == table("recognition", json.loads(path.read_text())) + "\n"
-
-
-def test_scores_for_people_stand_side_by_side_with_three_digits():
-    scores = {"public": {"map@100": 2 / 3, "mean_position": 12.0}, "private": {"map@100": None, "mean_position": 1.5}}
-    assert table("retrieval", scores).splitlines() == [
-        "retrieval       public  private",
-        "map@100          0.667        -",
-        "mean position   12.000    1.500",
-    ]
+    scores = json.loads(path.read_text())
+    assert scores == score_recognition(submission, solution)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["recognition", "public", "private"]
+    shown = [[name, *(f"{scores[half][name]:.3f}" for half in ("public", "private"))] for name in scores["public"]]
+    assert [row.split() for row in rows] == shown

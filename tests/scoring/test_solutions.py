@@ -1,4 +1,3 @@
-import gzip
 import tracemalloc
 
 import pytest
@@ -139,28 +138,8 @@ def test_a_file_that_is_one_line_does_not_fill_the_memory(tmp_path, monkeypatch)
 
 
 def test_what_is_no_number_is_told_in_words(file):
-    with pytest.raises(InputError, match="file.csv line 2: '5.0' is no landmark id, a whole number; correct"):
+    with pytest.raises(InputError, match="file.csv line 2: '5.0' is not landmark ids, whole numbers"):
         read_recognition_solution(file("id,landmarks,Usage", "a,5.0,Public"))
-    for cell, message in {"5.0 1": "'5.0' is no landmark id", "5 high": "'high' is no score, a number"}.items():
-        with pytest.raises(InputError, match=f"line 2: {message}"):
+    for cell in ("5.0 1", "5 high"):
+        with pytest.raises(InputError, match=f"line 2: '{cell}' is not `landmark_id score`, a whole number and"):
             read_recognition(file("id,landmarks", f"a,{cell}"), RECOGNITION_SOLUTION)
-
-
-def test_gzip_is_read_too(tmp_path):
-    path = tmp_path / "solution.csv.gz"
-    path.write_bytes(gzip.compress(b"id,landmarks,Usage\na,5,Public\n"))
-    assert read_recognition_solution(path).public == {"a": [5]}
-    whole = path.read_bytes()
-    for broken in (whole[:-9], b"id,landmarks,Usage\n", whole[:-8] + bytes(8)):
-        path.write_bytes(broken)
-        with pytest.raises(InputError, match="solution.csv.gz is no whole gzip file"):
-            read_recognition_solution(path)
-
-
-@pytest.mark.parametrize("filling", [b"\n", b"x" * 999 + b"\n", b"0"])
-def test_a_gzip_bomb_ends_in_one_line(tmp_path, monkeypatch, filling):
-    monkeypatch.setattr(solutions, "MAX_UNPACKED", 2**20)
-    path = tmp_path / "bomb.csv.gz"
-    path.write_bytes(gzip.compress(b"id,landmarks,Usage\n" + filling * (2**24 // len(filling))))
-    with pytest.raises(InputError, match=r"bomb.csv.gz (unpacks to more than 1.05MB|.* 1 columns|is no CSV)"):
-        read_recognition_solution(path)

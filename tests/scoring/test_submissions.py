@@ -139,21 +139,23 @@ def test_check_forgives_one_trailing_space(file):
 
 
 def test_check_recognition_names_each_fault(file):
-    path = file("id,images", "a,1 0.5", "a,1 0.4", "q,1 0.5", "c,1", "d,1 inf", "e,1 0.5,x", "f,-1 0.5", "g,1_0 0.5")
+    path = file("id,landmarks", "a,1 0.5", "a,1 0.4", "q,1 0.5", "c,1", "d,1 inf", "e,1 0.5,x", "f,-1 0.5", "g,1_0 0.5")
     assert check("recognition", path, "abcdefg") == [
-        "wrong header: 'id,images', not 'id,landmarks'",
         "repeated id: line 3: 'a'",
         "unknown id: line 4: 'q' is no test image of the mirror",
+        "malformed cell: line 5: '1' is not `landmark_id score`",
+        "malformed cell: line 8: '-1 0.5' is not `landmark_id score`",
+        "malformed cell: line 9: '1_0 0.5' is not `landmark_id score`",
+        "score not finite: line 6: '1 inf'",
         "malformed row: line 7: 3 columns, not 2",
         "wrong number of rows: 8, but the mirror has 7 test images",
         "missing id: 'b'",
     ]
-    assert check("recognition", file("id,landmarks", "c,1", "d,1 inf", "f,-1 0.5", "g,1_0 0.5"), "cdfg") == [
-        "malformed cell: line 2: '1' is not `landmark_id score`",
-        "malformed cell: line 4: '-1 0.5' is not `landmark_id score`",
-        "malformed cell: line 5: '1_0 0.5' is not `landmark_id score`",
-        "score not finite: line 3: '1 inf'",
-    ]
+
+
+def test_a_file_of_another_kind_is_one_fault(file):
+    path = file("id,images", "a,1 0.5", "q,1")
+    assert check("recognition", path, "ab") == ["wrong header: 'id,images', not 'id,landmarks'"]
 
 
 @pytest.mark.parametrize(

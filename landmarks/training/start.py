@@ -1,0 +1,84 @@
+"""Did training pay? The net as it began, whitened, and the trained one find each held-out photo's landmark."""
+
+import keras
+import numpy as np
+import pandas as pd
+
+import model as models
+from generators import Batches
+from landmarks.mirrors.base import Mirror
+from landmarks.networks import whitening as whitenings
+from landmarks.running.progress import Progress
+from landmarks.running.settings import ModelSettings, TrainingSettings
+from landmarks.training.validation import Validation
+
+PHOTOS = 5000  # the whitening is found from the first shards that have so many; more of 1,280 numbers change little
+FEWEST = 20  # held-out photos that another of their landmark is to be found for; a standard error of 0.1 at best
+LARGEST = 4096  # dimensions: the eigenvectors of more take minutes
+
+
+def whitened(
+    settings: ModelSettings, training: TrainingSettings, mirror: Mirror, names: list[str], classes: pd.Series
+) -> keras.Model | None:
+    """The model before training, its embedding whitened by LDA from train photos; None if these or its size forbid it.
+
+    The whitening is a dense layer of it. It has no head.
+
+    Args:
+        names: train shards to find the whitening from.
+        classes: by photo id, of the photos to find it from.
+    """
+    plain = settings.model_copy(update={"loss": "none", "embedding_size": 0})
+    predictor = models.predictor(models.build_model(0, plain, training.seed))
+    if predictor.output["embedding"].shape[-1] > LARGEST:
+        return None
+    found: list[np.ndarray] = []
+    ids: list[str] = []
+    for shard in Progress(mirror.stream("train", names), "embed by the first weights", len(names), unit=" shards"):
+        there = [identity for identity in shard.ids if identity in classes.index]
+        for some, photos in Batches(shard, there, settings.image_size, training.batch_size):
+            ids += some
+            found.append(models.predict(predictor, photos, training.batch_size)["embedding"])
+        if len(ids) >= PHOTOS:
+            break
+    if len(ids) < 2:
+        return None
+    embeddings, landmark = np.concatenate(found), classes[ids].to_numpy()
+    shrinkage = whitenings.choose_shrinkage("lda", embeddings, landmark, 0)
+    mean, projection = next(whitenings.fit("lda", embeddings, landmark, [shrinkage], 0))
+    after = {"embedding_layer": "affine", "embedding_size": projection.shape[1]}
+    model = models.build_model(0, plain.model_copy(update=after), training.seed)
+    model.get_layer("embedding").set_weights([projection, -mean @ projection])
+    return model
+
+
+def can_tell(classes: np.ndarray) -> bool:
+    """Whether so many held-out photos, of these classes, have another one of theirs that two models can be compared."""
+    counts = np.bincount(classes, minlength=1)
+    return bool(counts[counts > 1].sum() >= FEWEST)
+
+
+def better(trained: keras.Model, start: keras.Model, validation: Validation, may_keep_start: bool) -> keras.Model:
+    """The one of two models by which held-out photos find each other; a line says how much better which is.
+
+    Each held-out photo that is not its landmark's only one is looked for among the others; average precisions are
+    compared in pairs. `start` is kept where training has gained nothing, if it may be: it has no head.
+    """
+    precisions = [
+        np.array(whitenings.average_precisions(validation.embeddings(model), validation.classes))
+        for model in (trained, start)
+    ]
+    gain = precisions[0] - precisions[1]
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    pays = bool(gain.mean() > 0)
+    if pays:
+        verdict = "training paid" if gain.mean() > 2 * error else "no more than chance may give"
+    elif may_keep_start:
+        verdict = "training did not pay: the first weights, whitened, are kept"
+    else:
+        verdict = "training did not pay; --loss none --whitening lda --recognizer neighbours takes the first weights"
+    print(
+        f"{len(gain)} held-out photos find each other with a mean average precision of {precisions[0].mean():.3f}, by "
+        f"the first weights, whitened, {precisions[1].mean():.3f}: {gain.mean():+.3f} ± {error:.3f}, {verdict}"
+    )
+    return trained if pays or not may_keep_start else start
