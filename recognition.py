@@ -8,6 +8,7 @@ two finished work folders, or more, recognise together.
 
 import shutil
 import sys
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 
@@ -190,12 +191,17 @@ def calibrate(
     run, settings, verification = recipe.run, recipe.recognition, recipe.verification
     verifies, path = verification.verify != "off", run.work / "calibration.json"
     sources = {split: files[split] for split in dict.fromkeys(["train", *(none.splits if none else [])])}
-    learnt = selection.voters(False, recipe.photos, mirror, run.folders[0]).set_index("id")["landmark_id"]
-    names, held_out = validation.held_out(recipe.training, mirror.shard_names("train"), learnt)
+    held_out: Collection[str] = []
+    if recipe.model.loss != "none":  # else no photo was learnt
+        learnt = selection.voters(False, recipe.photos, mirror, run.folders[0]).set_index("id")["landmark_id"]
+        names, candidates = validation.held_out(recipe.training, mirror.shard_names("train"), learnt)
+        held_out = candidates.index.intersection(ids_in(file for file in files["train"] if file.stem in names))
+        if not len(held_out):
+            command.warn("scores are too high for probabilities: every train photo was learnt; --validation-shards 1")
     folds = probability.folds(
         ids_in(chain(*sources.values())),
         voters_of(recipe, mirror),
-        held_out.index.intersection(ids_in(file for file in files["train"] if file.stem in names)),
+        held_out,
         none.ids if none else [],
         probability.MOST_VERIFIED if verifies else probability.MOST,
     )

@@ -217,6 +217,8 @@ def _places(path: Path) -> dict[str, tuple[int, int, int]]:
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
+    # All that zipfile raises for a spoilt file: struct.error for a cut record, NotImplementedError for a version of zip
+    # or a compression that a flipped bit asks for.
     except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, UnicodeError) as error:
         raise ValueError(str(error)) from error
     largest = path.stat().st_size

@@ -96,7 +96,7 @@ def weighed(
     how = penalty(settings.penalty, settings.votes, settings.vote_power)
     folder, chosen = run.work / "penalty", []
     for group in references:
-        path = folder / "non_landmarks.npz"
+        path = folder / NON_LANDMARKS
         write_features([file for split in group.splits for file in files[split]], group.ids, path)
         weight = choose_weight(how, files["train"], voters, path, run.index_parts, folder)
         chosen.append(group._replace(weight=weight))

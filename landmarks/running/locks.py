@@ -39,7 +39,7 @@ def held(*folders: Path) -> Iterator[None]:
                 raise InputError(
                     f"{folder} is in use {_holder(folder)}; wait until that has ended, or give another folder"
                 ) from error
-            except (NotImplementedError, OSError) as error:
+            except (NotImplementedError, OSError) as error:  # as of some network file systems: no lock is no fault
                 say(f"warning: {folder} cannot be locked ({error}): run nothing else in it")
                 continue
             locks.append((folder, lock))
@@ -63,7 +63,7 @@ def require_idle(folder: Path) -> None:
             pass
     except Timeout as error:
         raise InputError(f"{folder} is being written {_holder(folder)}; wait until that has ended") from error
-    except (NotImplementedError, OSError):
+    except (NotImplementedError, OSError):  # no locks here, so nobody can hold one; who writes has been warned
         return
 
 

@@ -119,6 +119,7 @@ def test_threads_do_not_disturb_each_other(mirror, photos):
             assert data == photos[name]
 
 
+# Not on Windows; Linux, as in CI, always has it.
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="nothing lists the open files here")
 def test_no_file_stays_open(mirror, photos):
     before = len(os.listdir("/dev/fd"))

@@ -39,7 +39,7 @@ def build(name, size=64):
     """A random backbone of the class, whose tokens are large enough to tell."""
     keras.utils.set_random_seed(0)
     kind, arguments, _ = SMALL[name]
-    if not hasattr(keras_hub.models, kind):
+    if not hasattr(keras_hub.models, kind):  # the last one for Python 3.10 lacks what came later
         pytest.skip(f"this KerasHub has no {kind}")
     if name == "DINOV2":
         arguments = arguments | {"position_embedding_shape": (size, size)}
@@ -312,7 +312,7 @@ def test_a_model_that_needs_keras_hub_says_so(folders, tmp_path, monkeypatch):
 def test_the_recipes_see_whole_patches(recipe, patch):
     found = load([f"--recipe={recipe}"])
     preset = found.model.backbone.removeprefix("hub:")
-    if preset not in keras_hub.models.Backbone.presets:
+    if preset not in keras_hub.models.Backbone.presets:  # as above
         pytest.skip(f"this KerasHub has no {preset}")
     sizes = [*found.embedding.sizes(found.model.image_size), found.model.crop_size * (found.model.loss != "none")]
     assert not any(size % patch for size in sizes)
