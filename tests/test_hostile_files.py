@@ -31,10 +31,13 @@ from landmarks.mirrors import download
 from landmarks.mirrors.images import UnreadablePhoto, decode, shrink
 from landmarks.mirrors.shards import DamagedShard, TarShard, valid_id
 from landmarks.mirrors.tables import read_table
+from landmarks.neighbours import gallery
 from landmarks.neighbours.nonlandmarks import read_ids
 from landmarks.networks.torch_file import read_tensors
 from landmarks.running import recipe
+from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.command import InputError
+from landmarks.running.settings import RunSettings
 from landmarks.running.skipped import record_skipped, skipped_photos
 from landmarks.scoring import solutions, submissions
 from landmarks.training.cleaning import read_clean
@@ -429,6 +432,30 @@ def test_arrays(read_within_bounds, data):
         read_within_bounds(reader, data, "x.npz", ValueError, OSError, InputError)
     for reader in (is_whole, made_from, lambda path: kept._whole_ids([path])):
         read_within_bounds(reader, data, "x.npz")
+
+
+GALLERY = {
+    "files.npy": npy(np.array(["images_000.npz"])),
+    "landmark.npy": npy(np.array([5, 6])),
+    "weight.npy": npy(np.array(0.5)),
+    "calibrated.npy": npy(np.array(True)),
+    "made_from.npy": npy(np.array("made from this")),
+}
+
+
+def read_gallery(path: Path) -> gallery.Gallery:
+    return gallery.opened(RunSettings(work=path.parent), [], RecognitionSettings(), VerificationSettings())
+
+
+@hostile
+@given(
+    mutated([npz(GALLERY.items())])
+    | st.dictionaries(st.sampled_from([*GALLERY]), st.sampled_from(ARRAYS), max_size=3).map(
+        lambda spoilt: npz({**GALLERY, **spoilt}.items())
+    )
+)
+def test_a_gallery(read_within_bounds, data):
+    assert read_within_bounds(read_gallery, data, "gallery.npz", InputError) is None  # no features are there
 
 
 BOMBS = [("ids.npy", npy(np.array(["a"] * 10**7))), ("embeddings.npy", npy(np.zeros((10**7, 1), "float16")))]

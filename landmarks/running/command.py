@@ -98,6 +98,8 @@ def run(main: Callable[[], int | None]) -> None:
         message, code = str(stopped), 128 + _signals[0] if _signals else 0
     except InputError as error:
         message, code = f"error: {error}", 2
+    except BrokenPipeError:  # who reads the output, like `head`, has seen enough
+        code = _cut_output()
     except Exception as error:
         # Libraries in C raise errors of their own kinds, which hold the system's words.
         told = (code for code in (*DISK_FULL, errno.EIO) if os.strerror(code) in str(error))
@@ -115,8 +117,16 @@ def run(main: Callable[[], int | None]) -> None:
         code = 2
     if message:  # only now, when the error has let go of the progress bars and they have wiped themselves away
         print(" ".join(message.split()), file=sys.stderr)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _cut_output()
     sys.exit(code)
+
+
+def _cut_output() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so again as it ends
+    return 128 + signal.SIGPIPE
 
 
 def prepare_backend() -> None:

@@ -51,6 +51,18 @@ def test_exit_codes(run):
     assert "/x/y" in message
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])  # what waits in the buffer until the end, and what is written before
+def test_output_that_nobody_reads_on(lines):
+    program = f"from landmarks.running import command; command.run(lambda: print('line\\n' * {lines}))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + 13, "")
+
+
 def test_an_error_stands_on_a_line_of_its_own_after_progress_bars(run):
     def main():
         for _ in Progress(range(9), mininterval=0):
