@@ -15,5 +15,6 @@ myst_fence_as_directive = ["mermaid"]
 
 html_theme = "furo"
 html_title = "Landmarks"
+html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
