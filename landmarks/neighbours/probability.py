@@ -99,7 +99,8 @@ def _sigmoid(logit: np.ndarray) -> np.ndarray:
 def _newton(score: np.ndarray, target: np.ndarray, weight: np.ndarray, logarithm: bool) -> tuple[float, Curve]:
     """The log loss, and the curve that has the least; Newton's method with steps halved until the loss falls."""
     x = _abscissa(score, logarithm)
-    middle, spread = (np.average(x, weights=weight), x.std()) if np.ptp(x) else (x[0], 1.0)
+    # Those that differ by less are as good as equal; the standard deviation of numbers below 1e-162 is 0.
+    middle, spread = (np.average(x, weights=weight), np.ptp(x)) if np.ptp(x) > 1e-290 else (x[0], 1.0)
     design = np.stack([(x - middle) / spread, np.ones_like(x)], axis=1)
 
     def loss(line: np.ndarray) -> float:
