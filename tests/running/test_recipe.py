@@ -252,6 +252,11 @@ def test_the_crop_follows_the_image_size():
     assert load(["--crop", "1"]).model.crop_size == 0
 
 
+def test_a_narrow_terminal_is_no_error(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "3")
+    assert load([]) == Recipe()
+
+
 def test_selected():
     names = [f"images_{number:03d}" for number in range(5)]
     assert selected(names, "") == names
