@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import tracemalloc
 import zipfile
@@ -205,6 +206,8 @@ def test_another_model_at_the_same_place_embeds_anew(tmp_path):
     for content in (b"one", b"two"):
         (work / "model.keras").write_bytes(content)  # its bytes tell models apart; the model itself is handed over
         assert [embedded(colours(), out, work)[1] for _ in range(2)] == [1, 0]
+    os.utime(work / "model.keras", ns=(1, 1))  # as a copy has it
+    assert embedded(colours(), out, work)[1] == 0
 
 
 def test_files_of_an_earlier_release_are_taken_over_if_they_have_these_photos(tmp_path):
