@@ -49,6 +49,10 @@ def test_parts_are_joined_and_what_they_lack_stays_away():
         np.testing.assert_array_equal(array, getattr(FEATURES, name), strict=True)
     headless = concatenate([Features(FEATURES.ids, FEATURES.embeddings)] * 2)
     assert len(headless.ids) == 4 and headless[2:] == (None,) * 4
+    older = FEATURES._replace(top_landmark=None, top_score=None)  # as a release before this one wrote it
+    for mixed in ([FEATURES, older], [older, FEATURES]):
+        found = concatenate(mixed)
+        assert len(found.score) == len(found.ids) and found.top_landmark is found.top_score is None
 
 
 def test_damage_is_noticed_anywhere_in_the_file(tmp_path):
