@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from unittest import mock
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,6 +143,10 @@ def test_an_index_in_memory_finds_what_the_search_does(tmp_path):
     assert [f"index{n}" for n in index.file] == [identity.partition("-")[0] for identity in index.ids]
     with pytest.raises(command.InputError, match="11 photos may be found or not, and 12 have features"):
         search.Index(files, chosen[1:])
+    threads = faiss.omp_get_max_threads()
+    with pytest.raises(AssertionError):  # of faiss
+        index.nearest(load_features(write(tmp_path, "other", random_embeddings(rng, 1, 4))), 20)
+    assert faiss.omp_get_max_threads() == threads
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
