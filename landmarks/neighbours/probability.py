@@ -58,25 +58,28 @@ class Curve(NamedTuple):
         return (np.maximum.accumulate(bits - steps) + steps).view(np.float64)[place]
 
 
-def fit(found: pd.DataFrame, truth: pd.Series, share: float) -> Curve | None:
+def fit(found: list[pd.DataFrame], truth: list[pd.Series], share: float) -> Curve | None:
     """The logistic curve from the score of a prediction to how often such predictions are right.
 
     Where all scores are positive, their logarithm is taken if it fits better. A curve that falls becomes level: the
     scores tell nothing. None if no photo with a landmark is judged, or no prediction is left.
 
     Args:
-        found: `landmark` and `score` of the judged photos by id; verification may have left some out.
+        found: `landmark` and `score` of the photos of each fold by id; verification may have left some out.
         truth: the landmark of all of them by id, -1 for none.
         share: what those of none weigh together; the others weigh 1 - `share`. Without any of none these are all.
     """
-    shown, none = int((truth >= 0).sum()), int((truth < 0).sum())
-    theirs = truth.loc[found.index].to_numpy()
-    weight = np.where(theirs < 0, share / max(none, 1), (1 - share) / max(shown, 1))
+    judged = pd.concat(truth)
+    shown, none = int((judged >= 0).sum()), int((judged < 0).sum())
+    predictions = pd.concat(
+        [one.assign(truth=theirs.loc[one.index].to_numpy()) for one, theirs in zip(found, truth, strict=True)]
+    )
+    weight = np.where(predictions["truth"] < 0, share / max(none, 1), (1 - share) / max(shown, 1))
     if not shown or not weight.any():
         return None
     weight = weight / weight.sum()
-    score = found["score"].to_numpy(np.float64)
-    right = found["landmark"].to_numpy() == theirs
+    score = predictions["score"].to_numpy(np.float64)
+    right = (predictions["landmark"] == predictions["truth"]).to_numpy()
     # Platt's targets: one more photo of each kind keeps the slope finite where a threshold parts right from wrong.
     target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
     fitted = [
@@ -155,26 +158,21 @@ def calibrate(
     groups = folds(ids_in(there), voters, held_out, none.ids if none else [], most)
     made = made_of(sources, groups, references, recognition, verification)
     curve = kept(made, path)
-    if curve is None and groups:
+    if curve is None:
+        judged = []
         serving = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
-        predicted = []
         for number, (truth, electors) in enumerate(groups):
             within = run.model_copy(update={"work": folder / str(number)})
             sample = within.work / "judged.npz"
             write_features(there, set(truth.index), sample)
-            theirs = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
-            now = {**files, **serving, "test": [sample]}
-            predicted.append(penalty.recognise(recognition, within, now, electors, theirs))
-        judged = pd.concat(predicted)
-        if verify:  # all at once, so that no shard is asked for twice
-            sample = folder / "judged.npz"
-            write_features(there, set(judged.index), sample)
-            judged = verify(sources, sample, judged)
-        curve = fit(judged, pd.concat([truth for truth, _ in groups]), recognition.non_landmark_share)
-        if curve is not None:
+            theirs = [one._replace(serve=set(truth.index), splits=["references"]) for one in references[-1:]]
+            found = penalty.recognise(recognition, within, {**files, **serving, "test": [sample]}, electors, theirs)
+            judged.append(verify(sources, sample, found) if verify else found)
+        curve = fit(judged, [truth for truth, _ in groups], recognition.non_landmark_share)
+        if curve is None:
+            print("there are no train photos to tell how sure scores are: they stay as they are")
+        else:
             keep(curve, made, path)
-    if curve is None:
-        print("there are no train photos to tell how sure scores are: they stay as they are")
     shutil.rmtree(folder, ignore_errors=True)
     return curve
 

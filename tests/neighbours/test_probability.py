@@ -3,16 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_features
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import load_features
 from landmarks.neighbours import probability
-from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
-from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
-from landmarks.running.settings import RunSettings
 from landmarks.scoring.measures import gap
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,12 +40,12 @@ def test_scores_that_are_not_finite_stay_for_the_writer_to_refuse():
     np.testing.assert_array_equal(Curve(1.0, 0.0, False).of(np.array([0.5, np.nan])), [0.5, np.nan])
 
 
-def judged(of_landmarks: np.ndarray, of_none: np.ndarray) -> tuple[pd.DataFrame, pd.Series]:
-    """Photos of landmark 7, all named rightly, and photos of none, with these scores."""
+def judged(of_landmarks: np.ndarray, of_none: np.ndarray) -> tuple[list[pd.DataFrame], list[pd.Series]]:
+    """Photos of landmark 7, all named rightly, and photos of none, with these scores, in two folds."""
     ids = [f"photo{n}" for n in range(len(of_landmarks) + len(of_none))]
     found = pd.DataFrame({"landmark": 7, "score": np.concatenate([of_landmarks, of_none])}, index=ids)
     truth = pd.Series(np.repeat([7, -1], [len(of_landmarks), len(of_none)]), index=ids)
-    return found, truth[::-1]
+    return [found[::2], found[1::2]], [truth[::2], truth[1::2]]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
@@ -68,7 +63,8 @@ def test_bayes_rule_of_two_bells(share, logarithm):
 def test_wrong_landmarks_count_as_wrong():
     """3 of 4 are right whatever the score: the curve is level there, one more of each kind being added (Platt)."""
     found, truth = judged(np.repeat([0.2, 0.8], 400), np.empty(0))
-    truth.iloc[::4] = 8
+    for one in truth:
+        one.iloc[::4] = 8
     np.testing.assert_allclose(probability.fit(found, truth, 0.5).of(np.array([0.2, 0.5, 0.8])), 0.75, atol=0.002)
 
 
@@ -106,11 +102,11 @@ def test_whatever_scores_give_a_curve(of_landmarks, of_none, share):
 
 def test_verification_may_leave_some_photos_or_none():
     """Of the photos of none a tenth is left: of predictions that are left 10 of 11 are right."""
-    found, truth = judged(np.full(100, 0.5), np.full(100, 0.5))
-    assert probability.fit(found[:110], truth, 0.5).of(np.array([0.5])) == pytest.approx([10 / 11], abs=0.01)
-    assert probability.fit(found[:0], truth, 0.5) is None
-    assert probability.fit(found[100:], truth, 0.0) is None
-    assert probability.fit(found[100:], truth[:100], 0.5) is None  # turned round: those of none
+    (found, _), (truth, _) = judged(np.full(200, 0.5), np.full(200, 0.5))
+    assert probability.fit([found[:110]], [truth], 0.5).of(np.array([0.5])) == pytest.approx([10 / 11], abs=0.01)
+    assert probability.fit([found[:0]], [truth], 0.5) is None
+    assert probability.fit([found[100:]], [truth], 0.0) is None
+    assert probability.fit([found[100:]], [truth[100:]], 0.5) is None
 
 
 VOTERS = pd.DataFrame({"id": [f"t{n}" for n in range(12)], "landmark_id": [1] * 7 + [2] * 2 + [3] + [4] * 2})
@@ -176,47 +172,3 @@ def test_a_curve_is_kept_with_what_it_was_made_of(tmp_path):
                    whole.replace("2.5", '"x"'), whole.replace("2.5", "-1")):  # fmt: skip
         path.write_text(spoilt)
         assert probability.kept("this", path) is None
-
-
-@pytest.mark.parametrize("verified", [False, True])
-def test_photos_are_recognised_by_the_others_and_verified_all_at_once(tmp_path, monkeypatch, verified):
-    """Two landmarks of six photos each, known by their direction; photo 5 of the first one is turned to the other."""
-    embeddings = np.repeat(np.eye(2), 6, axis=0)
-    embeddings[5] = [0.28, 0.96]
-    files = {"train": write_features(tmp_path, "train", embeddings)}
-    voters = pd.DataFrame({"id": [f"train{n}" for n in range(12)], "landmark_id": np.repeat([3, 4], 6)})
-    calls, fitted = [], []
-
-    def verify(sources, sample, found):
-        calls.append((sources, sorted(load_features(sample).ids), sorted(found.index)))
-        return found[found.index != "train5"]
-
-    def fit(found, truth, share):
-        fitted.append((found, truth, share))
-        return Curve(2.0, 1.0, False)
-
-    monkeypatch.setattr(probability, "fit", fit)
-    none, held_out = References({"train11"}, ["train"], set()), set(voters["id"]) - {"train0"}
-    settings = RunSettings(work=tmp_path), RecognitionSettings(non_landmark_share=0.3), VerificationSettings()
-    given = *settings, files, voters, held_out, [], none, verify if verified else None
-    assert probability.calibrate(*given) == probability.calibrate(*given) == Curve(2.0, 1.0, False)
-    judged = sorted(held_out)
-    assert calls == ([(files, judged, judged)] if verified else [])
-    [(found, truth, share)] = fitted  # once: the curve is kept
-    assert share == 0.3
-    assert truth.to_dict() == {**voters.set_index("id")["landmark_id"].drop("train0"), "train11": -1}
-    named = {identity: 3 if identity in ("train1", "train2", "train3", "train4") else 4 for identity in judged}
-    score = dict.fromkeys(judged, 1.0) | {"train5": 0.96}
-    left = [identity for identity in judged if not (verified and identity == "train5")]
-    assert found["landmark"].sort_index().to_dict() == {identity: named[identity] for identity in left}
-    assert found["score"].sort_index().to_dict() == pytest.approx({identity: score[identity] for identity in left})
-    assert not (tmp_path / "calibration").exists()
-
-
-def test_where_nobody_can_be_judged_scores_stay(tmp_path, capsys):
-    files = {"train": write_features(tmp_path, "train", np.eye(2))}
-    voters = pd.DataFrame({"id": ["train0", "train1"], "landmark_id": [3, 4]})
-    none = References({"gone"}, ["train"], set())
-    given = RunSettings(work=tmp_path), RecognitionSettings(), VerificationSettings(), files, voters, set(), [], none
-    assert probability.calibrate(*given, None) is None
-    assert "they stay as they are" in capsys.readouterr().out
