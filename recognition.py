@@ -126,7 +126,10 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
             model = models.build_model(len(landmarks), recipe.model)
         else:
             needs_head = recipe.recognition.recognizer == "head" or recipe.recognition.blend > 0
-            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks, needs_head)
+            model = train(
+                recipe.run, recipe.model, recipe.training,
+                mirror, photos, landmarks, needs_head, recipe.embedding.whitening,
+            )  # fmt: skip
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)

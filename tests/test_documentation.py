@@ -17,7 +17,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
 STORY = ["README.md", "guide.md", "recipes.md", "formats.md", "questions.md"]  # whose commands follow one another
 TINY = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--extractor=sift",
 ]  # fmt: skip
 MORE = {  # arguments, so that a command takes seconds

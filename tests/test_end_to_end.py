@@ -19,7 +19,7 @@ from conftest import ROOT, make_mirror
 from features import load_features, save_features
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 

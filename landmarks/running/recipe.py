@@ -1,7 +1,7 @@
 """A recipe: all sections of settings together, from a TOML file, the work folder and the command line.
 
 A recipe in `recipes/` holds one known-good set. What the command line gives wins over the recipe; what neither gives
-has its default, which is the `small` recipe. The work folder keeps the settings that its model was made with. In all of
+has its default. The work folder keeps the settings that its model was made with. In all of
 them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever section it belongs to.
 """
 
@@ -137,6 +137,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).resolve().name for folder in folders))
     if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
         given["mirror"] = str(Path(given["mirror"]).resolve())
+    if given.get("recognizer") == "head" or given.get("blend"):
+        given.setdefault("beside", "")  # a head recognises alone, whatever a recipe has beside it
     if given.get("work") == "":
         raise InputError("--work is empty: name the folder for everything that is made")
     work = Path(given.get("work", "work"))
