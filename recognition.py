@@ -23,6 +23,7 @@ from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
 from landmarks.running.locks import held
+from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, solutions, submissions
 
@@ -47,6 +48,7 @@ def recognise(recipe: Recipe) -> None:
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
     none = nonlandmarks.listed(mirror) if calibrates else None
+    foretell(recipe, mirror)
     for one in [recipe, *recipe.beside()]:
         one.keep()
         if not run.models:
@@ -101,12 +103,30 @@ def check(recipe: Recipe) -> None:
 
         decision.require(run, recipe.model, recipe.verification)
     for one in [] if run.models else [recipe, *recipe.beside()]:
-        if not any((one.run.work / name).exists() for name in ("model.keras", "checkpoint.keras")):
+        if one.is_new():
             from landmarks.networks import backbones
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
             backbones.check(one.model)
+
+
+def foretell(recipe: Recipe, mirror: Mirror) -> None:
+    """Say what a first run, of this script and retrieval.py, will take: time on this machine, and disk."""
+    from landmarks.training import selection
+    from landmarks.training.forecast import forecast
+
+    new = [] if recipe.run.models else [one for one in [recipe, *recipe.beside()] if one.is_new()]
+    if not new:
+        return
+    photos = selection.train_photos(recipe.photos, mirror, recipe.run.work)
+    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+    learnt = int(photos["landmark_id"].isin(landmarks).sum())
+    seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
+    needs = [forecast(one.model, one.training, one.embedding, learnt, len(landmarks), seen) for one in new]
+    training, embedding, disk = map(sum, zip(*needs, strict=True))
+    trains = f"{time_of(training)} to train on {learnt:,} photos and " if training else ""
+    print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:

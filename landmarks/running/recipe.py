@@ -65,6 +65,10 @@ class Recipe(BaseModel):
         with whole(self.run.work / "recipe.toml") as part:
             part.write_text(tomli_w.dumps(flat))
 
+    def is_new(self) -> bool:
+        """Whether no model has been trained in the work folder, not for one mini-epoch."""
+        return not any((self.run.work / name).exists() for name in ("model.keras", "checkpoint.keras"))
+
     def fixed(self) -> dict[str, object]:
         """The settings, by name, that all runs in one work folder share, since its model and features are made so."""
         return {name: value for _, section in self if not section.free for name, value in section}
