@@ -218,8 +218,10 @@ def test_a_model_beside_goes_on_as_it_was_begun(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text("image_size = 64\nmin_images = 7\n")
     given = ["--work", str(tmp_path / "work"), f"--beside={mine}", "--seed=3", "--min-images=5"]
+    given.append("--checkpoint-minutes=9")
     (beside,) = load(given).beside()
     assert (beside.model.image_size, beside.photos.min_images, beside.training.seed) == (64, 5, 3)
+    assert beside.run.checkpoint_minutes == 9
     finished(tmp_path / "work", *given[2:])
     with pytest.raises(InputError, match=f"work/beside/.*run recognition.py --work {tmp_path}/work --beside RECIPE"):
         recipes.of(tmp_path / "work/beside")
