@@ -8,6 +8,7 @@ two finished work folders, or more, recognise together.
 
 import shutil
 import sys
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -82,9 +83,15 @@ def recognise(recipe: Recipe) -> None:
         files.get("train", []), voters_of(recipe, mirror), references, curve is not None,
     )  # fmt: skip
     gallery.keep_names(mirror, run.work)
+    if solution_csv is None:
+        print(f"{submission_csv} is not scored: the mirror has no recognition solution")
+        return
     unscored = nonlandmarks.serving_themselves(references)
+    alone = {one.run.recipe: score_alone(one, mirror, solution_csv, unscored) for one in recipe.beside()}
     for task in ["recognition"] + ["calibration"] * (curve is not None):
-        scores.write_scores(task, submission_csv, solution_csv, run.work / f"{task}.metrics.json", unscored=unscored)
+        path = run.work / f"{task}.metrics.json"
+        found_scores = scores.write_scores(task, submission_csv, solution_csv, path, unscored=unscored)
+        scores.show(task, found_scores, alone if task == "recognition" else {})
 
 
 def check(recipe: Recipe) -> None:
@@ -188,6 +195,20 @@ def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], refere
             found["landmark"].to_numpy(), found["score"].to_numpy(), settings.most_predicted
         )
     return found
+
+
+def score_alone(recipe: Recipe, mirror: Mirror, solution_csv: Path, unscored: Collection[str]) -> scores.Scores:
+    """How the model beside does alone, by its own recipe but without a penalty: what both together have to beat."""
+    from landmarks.neighbours import ensemble
+
+    files = ensemble.embed(recipe.run, recipe.embedding, mirror, ["test", "train"])
+    assert files is not None  # both together have been predicted by them
+    found, submission_csv = predict(recipe, mirror, files, []), recipe.run.work / "recognition.csv"
+    submissions.write_recognition(
+        submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
+    )
+    path = recipe.run.work / "recognition.metrics.json"
+    return scores.write_scores("recognition", submission_csv, solution_csv, path, unscored=unscored)
 
 
 def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
