@@ -96,7 +96,7 @@ def train(
     if training.compare_start and model.weights != "none" and start.can_tell(validation.classes):
         first = start.whitened(model, training, mirror, names, classes)
         if first is not None:
-            return start.better(trained, first, validation, not needs_head)
+            return start.better(trained, first, validation, not needs_head, run.work / start.NOTE)
     return trained
 
 

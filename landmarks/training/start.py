@@ -1,5 +1,8 @@
 """Did training pay? The net as it began, whitened, and the trained one find each held-out photo's landmark."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -8,12 +11,14 @@ import model as models
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.networks import whitening as whitenings
+from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, TrainingSettings
 from landmarks.training.validation import Validation
 
 PHOTOS = 5000  # the whitening is found from the first shards that have so many; more of 1,280 numbers change little
 FEWEST = 20  # held-out photos that another of their landmark is to be found for; a standard error of 0.1 at best
+NOTE = "start.json"  # in a work folder: what came of it
 LARGEST = 4096  # dimensions: the eigenvectors of more take minutes
 
 
@@ -58,11 +63,14 @@ def can_tell(classes: np.ndarray) -> bool:
     return bool(counts[counts > 1].sum() >= FEWEST)
 
 
-def better(trained: keras.Model, start: keras.Model, validation: Validation, may_keep_start: bool) -> keras.Model:
+def better(
+    trained: keras.Model, start: keras.Model, validation: Validation, may_keep_start: bool, note: Path
+) -> keras.Model:
     """The one of two models by which held-out photos find each other; a line says how much better which is.
 
     Each held-out photo that is not its landmark's only one is looked for among the others; average precisions are
-    compared in pairs. `start` is kept where training has gained nothing, if it may be: it has no head.
+    compared in pairs. `start` is kept where training has gained nothing, if it may be: it has no head. `note` is a JSON
+    file that gets the figures.
     """
     precisions = [
         np.array(whitenings.average_precisions(validation.embeddings(model), validation.classes))
@@ -81,4 +89,8 @@ def better(trained: keras.Model, start: keras.Model, validation: Validation, may
         f"{len(gain)} held-out photos find each other with a mean average precision of {precisions[0].mean():.3f}, by "
         f"the first weights, whitened, {precisions[1].mean():.3f}: {gain.mean():+.3f} ± {error:.3f}, {verdict}"
     )
+    means = {"trained": float(precisions[0].mean()), "start": float(precisions[1].mean())}
+    figures = {"photos": len(gain), **means, "gain": float(gain.mean()), "standard_error": float(error)}
+    with whole(note) as part:
+        part.write_text(json.dumps({**figures, "verdict": verdict}, indent=2) + "\n")
     return trained if pays or not may_keep_start else start
