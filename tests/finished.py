@@ -43,7 +43,7 @@ def finish(recipe: Recipe, noise: float = 0.45) -> Path:
             embeddings += noise * rng.standard_normal(embeddings.shape)
             embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
             parts.append(Features(np.array(shard.ids), embeddings.astype(np.float32)))
-            save_features(work / "features" / split / f"{shard.name}.npz", parts[-1])
+            save_features(recipe.run.features / split / f"{shard.name}.npz", parts[-1])
         found[split] = concatenate(parts)
     test, train, index = (found[split] for split in ("test", "train", "index"))
     ids, near = test.ids.tolist(), test.embeddings @ train.embeddings.T
@@ -55,7 +55,7 @@ def finish(recipe: Recipe, noise: float = 0.45) -> Path:
     submissions.write_retrieval(work / "retrieval.csv", ids, index.ids[order].tolist())
     for task in ("recognition", "retrieval"):
         scores.write_scores(task, work / f"{task}.csv", mirror.solution(task), work / f"{task}.metrics.json")
-    files = np.array([path.name for path in sorted((work / "features/train").glob("*.npz"))])
+    files = np.array([path.name for path in sorted((recipe.run.features / "train").glob("*.npz"))])
     np.savez(work / "gallery.npz", files=files, landmark=landmark, weight=0.0, calibrated=True, made_from="")
     tables: dict[str, list[list]] = {
         "train_label_to_category.csv": [["landmark_id", "category"], *map(list, NAMES.items())],

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrom
 
 def browse(path: Path, *options: str) -> tuple[str, list[str]]:
     """The page as the browser has it when it is done, and what its console says."""
-    command = [BROWSER, *QUIET, f"--user-data-dir={path.with_suffix('.profile')}", *options, path.as_uri()]
+    command = [str(BROWSER), *QUIET, f"--user-data-dir={path.with_suffix('.profile')}", *options, path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import NAMES, gathered
+from conftest import recipe_with
+from finished import NAMES, finish, gathered
 from PIL import Image
 
 from landmarks.report import ending, page
@@ -81,6 +82,15 @@ def test_what_a_name_says_is_no_markup(work, recipe):
     assert not parts.of("script") and not parts.of("i") and "<i>c" not in text and "<b>ש" not in text
     assert NAMES[10] in parts.text and "שלום" in parts.text
     assert NAMES[30].strip() not in parts.text and NAMES[30][:70] in parts.text
+
+
+@pytest.mark.parametrize("several", [{"models": ["one", "other"]}, {"beside": "small"}], ids=["models", "beside"])
+def test_several_models_together_are_a_page(mirror, tmp_path, several):
+    recipe = recipe_with(work=tmp_path / "work", mirror=str(mirror), **several)
+    finish(recipe)
+    parts = written(recipe)
+    assert {"photos", "retrieval", "sure"} <= set(parts.titles) and len(parts.of("img")) > 20
+    assert ("python recognition.py --work one,other" in parts.text) == ("models" in several)
 
 
 def test_photos_that_are_far_away_are_said_to_be(work, recipe):
