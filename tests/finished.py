@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from features import Features, concatenate, save_features
 from landmarks.mirrors.folder import FolderMirror
@@ -65,6 +66,10 @@ def finish(recipe: Recipe, noise: float = 0.45) -> Path:
     for name, (head, *rows) in tables.items():
         pd.DataFrame(rows, columns=head).to_csv(work / name, index=False)
     (work / "start.json").write_text(json.dumps(START))
+    verified = pd.DataFrame({"id": ids[:2], "landmark": [said[one] for one in ids[:2]], "inliers": [36, 70]})
+    verified.to_csv(work / "verification.csv", index=False)
+    (work / "report/verification").mkdir(parents=True)
+    Image.new("RGB", (200, 100), "grey").save(work / f"report/verification/{ids[1]}.png")
     return work
 
 

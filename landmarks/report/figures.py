@@ -34,7 +34,9 @@ matplotlib.rcParams.update({
 MOST_POINTS = 400  # of a curve
 MOST_ROWS = 30  # of a table
 BINS = 24
-ODDS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)  # the ticks of probabilities
+TICKS = {  # of probabilities, by how many units of their log odds the axis has at most: 34 pixels a label
+    15.0: (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999), 25.0: (0.001, 0.1, 0.5, 0.9, 0.999), np.inf: (0.001, 0.5, 0.999),
+}  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -104,7 +106,9 @@ def score_histograms(photos: pd.DataFrame, threshold: judged.Threshold) -> Drawn
     axes = _axes("score", "photos")
     axes.set_xscale(scale)
     if scale == "logit":
-        axes.set_xticks([one for one in ODDS if edges[0] <= one <= edges[-1]])
+        units = np.log(edges[-1] / (1 - edges[-1])) - np.log(edges[0] / (1 - edges[0]))
+        ticks = next(ticks for most, ticks in TICKS.items() if units <= most)
+        axes.set_xticks([one for one in ticks if edges[0] <= one <= edges[-1]])
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     left, width = edges[:-1], np.diff(edges)

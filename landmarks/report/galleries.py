@@ -92,11 +92,11 @@ def shards_of(ids: Iterable[str], files: list[Path]) -> dict[str, str]:
     return found
 
 
-def verified(work: Path) -> list[tuple[str, Path]]:
-    """The photos whose matches a run has drawn, by id, and the pictures; those of most inliers first."""
-    pictures = {path.stem: path for path in sorted((work / "report/verification").glob("*.png"))}
-    if not pictures or not (work / "verification.csv").exists():
-        return list(pictures.items())
-    table = pd.read_csv(work / "verification.csv", dtype={"id": str}).set_index("id")
-    order = table.loc[table.index.intersection(list(pictures)), "inliers"].sort_values(ascending=False).index
-    return [(one, pictures[one]) for one in order]
+def verified(work: Path) -> list[tuple[str, int, Path]]:
+    """The id, landmark and picture of each photo whose matches a run has drawn; those of most inliers first."""
+    table_csv, folder = work / "verification.csv", work / "report/verification"
+    if not table_csv.exists():
+        return []
+    table = pd.read_csv(table_csv, dtype={"id": str}).sort_values("inliers", ascending=False, kind="stable")
+    drawn = [(one.id, int(one.landmark), folder / f"{one.id}.png") for one in table.itertuples()]
+    return [(*one, path) for *one, path in drawn if path.exists()]

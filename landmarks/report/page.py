@@ -65,7 +65,7 @@ def write(run: Run, out: Path) -> None:
         confusions=judged.confusions(photos) if scored else [],
         named_without=judged.named_without(photos, threshold.score) if threshold else [],
         galleries=answers(run) if len(photos) else {}, queries=queries(run) if len(found) else {},
-        verified=[(one, picture(path)) for one, path in galleries.verified(run.work)],
+        verified=[(*one, picture(path)) for *one, path in galleries.verified(run.work)],
         defaults=Recipe().model_dump(mode="json"),
         skipped=run.skipped.head(MOST_SKIPPED).to_dict("records"),
     )  # fmt: skip

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from finished import gathered
-from PIL import Image
 
 from landmarks.report import page
 
@@ -61,9 +60,6 @@ def written(request, work, recipe) -> Path:
     if request.param == "comparison":
         page.compare([run, run, run._replace(scores={**run.scores, "retrieval": {}})], out)
     else:
-        (work / "report/verification").mkdir(parents=True)
-        name = f"{run.judged['recognition'].index[0]}.png"
-        Image.new("RGB", (200, 100), "grey").save(work / "report/verification" / name)
         page.write(run, out)
     return out
 
