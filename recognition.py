@@ -20,9 +20,11 @@ from landmarks.mirrors.open import open_mirror, require_place
 from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
+from landmarks.report import ending
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
+from landmarks.running.history import noted
 from landmarks.running.locks import held
 from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
@@ -37,7 +39,9 @@ def main() -> None:
     make_writable(run.work)
     check(recipe)
     with held(run.work, *run.folders):
-        recognise(recipe)
+        with noted(run.work):
+            recognise(recipe)
+        ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "recognition")
 
 
 def recognise(recipe: Recipe) -> None:
@@ -79,7 +83,7 @@ def recognise(recipe: Recipe) -> None:
     )
     print(f"{submission_csv}: {len(found):,} predictions")
     gallery.keep(
-        run, recipe.embedding, recipe.recognition, recipe.verification,
+        run, ensemble.members(run, recipe.embedding), recipe.recognition, recipe.verification,
         files.get("train", []), voters_of(recipe, mirror), references, curve is not None,
     )  # fmt: skip
     gallery.keep_names(mirror, run.work)

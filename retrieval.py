@@ -16,9 +16,11 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
 from landmarks.neighbours.search import Neighbours
+from landmarks.report import ending
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
+from landmarks.running.history import noted
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
 from landmarks.running.settings import RunSettings
@@ -40,7 +42,9 @@ def main() -> None:
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
     with held(run.work, *run.folders):
-        retrieve(recipe)
+        with noted(run.work):
+            retrieve(recipe)
+        ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "retrieval")
 
 
 def retrieve(recipe: Recipe) -> None:

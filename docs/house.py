@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/architecture.md"
 STAGES = ("features", "generators", "model")
 FLOORS = (  # imports run down this list, never up
-    ("doors",), ("local_features",), ("training",), ("neighbours",), ("features",), ("generators", "model"),
-    ("networks",), ("mirrors",), ("sample",), ("scoring",), ("running",),
+    ("doors",), ("report",), ("local_features",), ("training",), ("neighbours",), ("features",),
+    ("generators", "model"), ("networks",), ("mirrors",), ("sample",), ("scoring",), ("running",),
 )  # fmt: skip
 FLOOR = {place: number for number, floor in enumerate(FLOORS) for place in floor}
 

@@ -132,9 +132,11 @@ def import_all() -> None:
     import cv2  # noqa: F401
 
     import recognition  # noqa: F401
+    import report  # noqa: F401
     import retrieval  # noqa: F401
     from landmarks.local_features import decision  # noqa: F401
     from landmarks.neighbours import ensemble  # noqa: F401
+    from landmarks.report import page  # noqa: F401
     from landmarks.training import run  # noqa: F401
 
     sys.path[0] = str(Path(__file__).parent)

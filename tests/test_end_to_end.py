@@ -43,6 +43,16 @@ def finished(tiny_mirror, tmp_path_factory) -> Path:
     return work
 
 
+def test_both_scripts_note_their_runs_and_show_what_they_found(finished, tiny_mirror):
+    runs = pd.read_csv(finished / "runs.csv")
+    assert runs["command"].str.split().str[1].tolist() == ["recognition.py", "retrieval.py"]
+    assert set(runs["ended"]) == {"finished"} and "tensorflow" in runs["versions"][1]
+    page = (finished / "report.html").read_text()
+    for part in ("result", "photos", "retrieval", "sure", "training", "data", "again"):
+        assert f'<section id="{part}"' in page
+    assert page.count('src="data:image/jpeg;base64,') > 20 and str(tiny_mirror) in page
+
+
 def test_the_work_folder_holds_what_the_contract_says(finished, tiny_mirror):
     test_ids = pd.read_csv(tiny_mirror / "metadata/test.csv")["id"].tolist()
     index_ids = set(pd.read_csv(tiny_mirror / "metadata/index.csv")["id"])

@@ -88,8 +88,7 @@ def embed(
         return None
     if len(by_model) == 1:
         return by_model[0]
-    folder = files_in(run)
-    return {split: join([files[split] for files in by_model], _weights(run), folder / split) for split in splits}
+    return {split: join([files[split] for files in by_model], _weights(run), run.features / split) for split in splits}
 
 
 def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame) -> None:
@@ -172,12 +171,6 @@ class Embedder:
             features.require_finite(seen, "embedding", one.remedy)
             found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
         return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
-
-
-def files_in(run: RunSettings) -> Path:
-    """The folder that `embed` leaves a run's features files in, for each split one."""
-    beside_its_own = len(run.folders) > 1 and not run.models
-    return run.work / ("together" if beside_its_own else "features")
 
 
 def _weights(run: RunSettings) -> list[float]:

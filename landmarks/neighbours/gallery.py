@@ -1,7 +1,7 @@
 """What a run leaves so that single photos are recognised later, without its mirror: labels, weights, names."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -10,13 +10,16 @@ import pandas as pd
 from features import outline
 from landmarks.mirrors.base import CATEGORIES, Mirror
 from landmarks.mirrors.tables import read_table
-from landmarks.neighbours import ensemble, penalty, voting
+from landmarks.neighbours import penalty, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
-from landmarks.running.settings import EmbeddingSettings, RunSettings
+from landmarks.running.settings import RunSettings
+
+if TYPE_CHECKING:
+    from landmarks.neighbours.ensemble import Member
 
 GALLERY = "gallery.npz"  # in a work folder
 NAMES = Path(CATEGORIES).name
@@ -33,7 +36,7 @@ class Gallery(NamedTuple):
 
 def keep(
     run: RunSettings,
-    embedding: EmbeddingSettings,
+    members: "list[Member]",
     recognition: RecognitionSettings,
     verification: VerificationSettings,
     files: list[Path],
@@ -51,7 +54,7 @@ def keep(
     landmark_of = voters.set_index("id")["landmark_id"]
     landmark = [landmark_of.reindex(outline(path).ids, fill_value=-1).to_numpy(np.int64) for path in files]
     weight = (recognition.penalty_weight or references[-1].weight) if references else 0.0
-    made_from = _made_from(run, ensemble.members(run, embedding), recognition, verification, files, weight)
+    made_from = _made_from(run, members, recognition, verification, files, weight)
     with whole(run.work / GALLERY) as part, open(part, "wb") as file:
         np.savez(
             file,
@@ -65,22 +68,17 @@ def keep(
 
 def opened(
     run: RunSettings,
-    members: list[ensemble.Member],
+    members: "list[Member]",
     recognition: RecognitionSettings,
     verification: VerificationSettings,
 ) -> Gallery:
     """What `keep` wrote. Raises InputError if it is not there or damaged, or goes with another model or other files."""
     path, remedy = run.work / GALLERY, f"run recognition.py --work {','.join(map(str, run.folders))} again"
     try:
-        with open_npz(path) as (arrays, _):
-            files = [ensemble.files_in(run) / "train" / Path(name).name for name in arrays["files"].tolist()]
-            found = Gallery(
-                files, arrays["landmark"].astype(np.int64), float(arrays["weight"]), bool(arrays["calibrated"])
-            )
-            made_from = str(arrays["made_from"])
+        found, made_from = read(run)
         if recognition.recognizer != "head" and not (found.landmark >= 0).any():
             raise ValueError("no train photo votes")
-        now = _made_from(run, members, recognition, verification, files, found.weight)
+        now = _made_from(run, members, recognition, verification, found.files, found.weight)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is not there: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -88,6 +86,17 @@ def opened(
     if made_from != now:
         raise InputError(f"{path} goes with another model, other settings or other features: {remedy}")
     return found
+
+
+def read(run: RunSettings) -> tuple[Gallery, str]:
+    """What `keep` wrote, whatever it goes with now, and the digest of what it went with.
+
+    Raises FileNotFoundError, or ValueError, KeyError or TypeError if it is damaged.
+    """
+    with open_npz(run.work / GALLERY) as (arrays, _):
+        files = [run.features / "train" / Path(name).name for name in arrays["files"].tolist()]
+        landmark, calibrated = arrays["landmark"].astype(np.int64), bool(arrays["calibrated"])
+        return Gallery(files, landmark, float(arrays["weight"]), calibrated), str(arrays["made_from"])
 
 
 def keep_names(mirror: Mirror, work: Path) -> None:
@@ -120,7 +129,7 @@ def _name(category: str) -> str:
 
 def _made_from(
     run: RunSettings,
-    members: list[ensemble.Member],
+    members: "list[Member]",
     recognition: RecognitionSettings,
     verification: VerificationSettings,
     files: list[Path],

@@ -73,6 +73,12 @@ class RunSettings(Section):
         """The work folders of the models: this one's and that of the one beside it, or those of several."""
         return self.models or [self.work, *([self.work / BESIDE] if self.beside else [])]
 
+    @property
+    def features(self) -> Path:
+        """The folder of the features files that photos are searched by, for each split one."""
+        beside_its_own = len(self.folders) > 1 and not self.models
+        return self.work / ("together" if beside_its_own else "features")
+
     @model_validator(mode="after")
     def _fit_together(self) -> "RunSettings":
         if self.model_weights and len(self.model_weights) != len(self.folders):

@@ -85,6 +85,15 @@ def read_retrieval_solution(path: Path) -> Solution:
     return Solution(IdLists(public), IdLists(private), ignored)
 
 
+def task_of(path: Path) -> str:
+    """The task that a solution is of, by its header. Raises InputError if it is of none."""
+    found = next(rows_of(path), (1, []))[1]
+    for task, header in HEADERS.items():
+        if found == [*header, "Usage"]:
+            return task
+    raise InputError(f"{path} begins with {','.join(found)[:80]!a}: it is no solution of recognition or retrieval")
+
+
 def _read_solution(
     path: Path, task: str, parse: Callable[[str], Cell]
 ) -> tuple[dict[str, Cell], dict[str, Cell], set[str]]:

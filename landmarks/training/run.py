@@ -109,7 +109,7 @@ def train(
         )
         return trained
     after = None if whitening == "none" else start.whitening(whitening, trained, *given)
-    return start.better(trained, first, validation, not needs_head, after)
+    return start.better(trained, first, validation, not needs_head, run.work / start.NOTE, after)
 
 
 def _claim(work: Path, classes: pd.Series) -> None:

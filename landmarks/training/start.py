@@ -1,5 +1,8 @@
 """Did training pay? The net as it began, whitened, and the trained one find each held-out photo's landmark."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -9,12 +12,14 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.networks import whitening as whitenings
 from landmarks.running.command import check_stop
+from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, TrainingSettings
 from landmarks.training.validation import Validation
 
 PHOTOS = 5000  # the whitening is found from the first shards that have so many; more of 1,280 numbers change little
 FEWEST = 20  # held-out photos that another of their landmark is to be found for; a standard error of 0.1 at best
+NOTE = "start.json"  # in a work folder: what came of it
 LARGEST = 4096  # dimensions: the eigenvectors of more take minutes
 
 
@@ -84,6 +89,7 @@ def better(
     start: keras.Model,
     validation: Validation,
     may_keep_start: bool,
+    note: Path,
     after: whitenings.Whitening | None = None,
 ) -> keras.Model:
     """The one of two models by which held-out photos find each other; a line says how much better which is.
@@ -92,6 +98,7 @@ def better(
     compared in pairs. `start` is kept where training has gained nothing, if it may be: it has no head.
 
     Args:
+        note: a JSON file that gets the figures.
         after: the whitening of `trained`, where it is to have one.
     """
     of_trained = validation.embeddings(trained)
@@ -114,4 +121,8 @@ def better(
         f"{len(gain)} held-out photos find each other with a mean average precision of {precisions[0].mean():.3f}, by "
         f"the first weights, whitened, {precisions[1].mean():.3f}: {gain.mean():+.3f} ± {error:.3f}, {verdict}"
     )
+    means = {"trained": float(precisions[0].mean()), "start": float(precisions[1].mean())}
+    figures = {"photos": len(gain), **means, "gain": float(gain.mean()), "standard_error": float(error)}
+    with whole(note) as part:
+        part.write_text(json.dumps({**figures, "verdict": verdict}, indent=2) + "\n")
     return trained if pays or not may_keep_start else start

@@ -10,7 +10,7 @@ from conftest import write_features
 from landmarks.neighbours import gallery
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.command import InputError
-from landmarks.running.settings import EmbeddingSettings, RunSettings
+from landmarks.running.settings import RunSettings
 
 
 def mirror_with(path):
@@ -29,12 +29,11 @@ def test_names_are_those_of_the_last_mirror(tmp_path):
 
 
 @pytest.mark.parametrize(("voting", "opens"), [(["train1"], True), ([], False)])
-def test_somebody_has_to_vote(tmp_path, monkeypatch, voting, opens):
-    monkeypatch.setattr(gallery.ensemble, "members", lambda *_: [])
+def test_somebody_has_to_vote(tmp_path, voting, opens):
     run, settings = RunSettings(work=tmp_path), (RecognitionSettings(), VerificationSettings())
     files = write_features(tmp_path / "features/train", "train", np.eye(2))
     voters = pd.DataFrame({"id": voting, "landmark_id": np.full(len(voting), 7)})
-    gallery.keep(run, EmbeddingSettings(), *settings, files, voters, [], False)
+    gallery.keep(run, [], *settings, files, voters, [], False)
     if opens:
         assert gallery.opened(run, [], *settings).landmark.tolist() == [-1, 7]
     else:

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,19 +39,23 @@ def held_out():
     return Validation(classes=classes), embedding(0.01), embedding(3)
 
 
-def test_the_better_one_is_kept_and_the_gain_is_said(held_out, capsys):
+def test_the_better_one_is_kept_and_the_gain_is_said(held_out, capsys, tmp_path):
     validation, good, bad = held_out
-    assert start.better(good, bad, validation, True) is good
+    note = tmp_path / "start.json"
+    assert start.better(good, bad, validation, True, note) is good
     said = capsys.readouterr().out
     assert "20 held-out photos find each other with a mean average precision of 1.000" in said
     worse = np.mean(whitenings.average_precisions(bad, validation.classes))
     assert f"whitened, {worse:.3f}: {1 - worse:+.3f} ± " in said and "training paid" in said
-    assert start.better(bad, good, validation, True) is good
+    noted = json.loads(note.read_text())
+    assert noted["photos"] == 20 and noted["trained"] == pytest.approx(1) and noted["start"] == pytest.approx(worse)
+    assert noted["gain"] == pytest.approx(1 - worse) and noted["verdict"] == "training paid"
+    assert start.better(bad, good, validation, True, note) is good
     assert "training did not pay: the first weights, whitened, are kept" in capsys.readouterr().out
     other = bad.copy()
-    assert start.better(other, bad, validation, True, after=lambda _: good) is other  # whitened too, it is good
+    assert start.better(other, bad, validation, True, note, after=lambda _: good) is other  # whitened too, it is good
     assert "training paid" in capsys.readouterr().out
-    assert start.better(bad, good, validation, False) is bad
+    assert start.better(bad, good, validation, False, note) is bad
     assert "training did not pay; --loss none" in capsys.readouterr().out
 
 
@@ -61,12 +66,12 @@ def test_a_handful_of_photos_tells_nothing():
 
 
 @pytest.mark.parametrize(("gained", "verdict"), [(1, "no more than chance may give"), (10, "training paid")])
-def test_a_gain_is_held_against_its_standard_error(held_out, capsys, monkeypatch, gained, verdict):
+def test_a_gain_is_held_against_its_standard_error(held_out, capsys, monkeypatch, tmp_path, gained, verdict):
     """By 0.5 in one photo of 20 it is one standard error, in 10 of them 4.4."""
     precisions = iter([[1.0] * gained + [0.5] * (20 - gained), [0.5] * 20])
     monkeypatch.setattr(whitenings, "average_precisions", lambda *_: next(precisions))
     validation, good, bad = held_out
-    assert start.better(bad, good, validation, True) is bad
+    assert start.better(bad, good, validation, True, tmp_path / "start.json") is bad
     assert verdict in capsys.readouterr().out
 
 

@@ -1,0 +1,41 @@
+"""What was run in a work folder: each command, when, for how long, how it ended, and by which versions."""
+
+import csv
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from landmarks.running.command import InputError, Stopped
+from landmarks.running.threads import cores
+
+HISTORY = "runs.csv"  # in a work folder
+COLUMNS = ("began", "seconds", "ended", "command", "versions")
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "faiss", "PIL")  # which figures depend on
+
+
+@contextmanager
+def noted(work: Path) -> Iterator[None]:
+    """Add a line to `work/runs.csv` when the block ends, however it does, but for a kill or a full disk."""
+    began, start, ended = datetime.now().astimezone(), time.monotonic(), "finished"
+    try:
+        yield
+    except BaseException as error:
+        ended = "stopped" if isinstance(error, Stopped) else "refused" if isinstance(error, InputError) else "failed"
+        raise
+    finally:
+        path = work / HISTORY
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        row = began.isoformat(timespec="seconds"), round(time.monotonic() - start), ended, command, versions()
+        with suppress(OSError), open(path, "a", newline="", encoding="utf-8") as file:  # the run's own end counts
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS] * (not file.tell()) + [row])
+
+
+def versions() -> str:
+    """Python's, those of the packages that are loaded of what figures depend on, and the machine's kind."""
+    loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if name in sys.modules]
+    return ", ".join([f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])
