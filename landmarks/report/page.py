@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from landmarks.report import comparison, figures, galleries, judged, words
 from landmarks.report.galleries import TrainPhoto
 from landmarks.report.thumbnails import picture, thumbnails
-from landmarks.report.work_folder import Run
+from landmarks.report.work_folder import Run, either
 from landmarks.running.files import whole
 from landmarks.running.recipe import Recipe
 
@@ -65,7 +65,7 @@ def write(run: Run, out: Path) -> None:
         confusions=judged.confusions(photos) if scored else [],
         named_without=judged.named_without(photos, threshold.score) if threshold else [],
         galleries=answers(run) if len(photos) else {}, queries=queries(run) if len(found) else {},
-        verified=[(*one, picture(path)) for *one, path in galleries.verified(run.work)],
+        verified=matches(run),
         defaults=Recipe().model_dump(mode="json"),
         skipped=run.skipped.head(MOST_SKIPPED).to_dict("records"),
     )  # fmt: skip
@@ -82,7 +82,8 @@ def compare(runs: Sequence[Run], out: Path) -> None:
 
 
 def _is_judged(run: Run) -> bool:
-    return run.solutions["recognition"] is not None and len(run.judged["recognition"]) > 0
+    photos = run.judged["recognition"]
+    return run.solutions["recognition"] is not None and len(photos) > 0 and bool(photos["score"].notna().any())
 
 
 def training_curves(training: pd.DataFrame) -> dict[str, figures.Drawn]:
@@ -119,7 +120,8 @@ def answers(run: Run) -> dict[str, list[Answer]]:
     shown = galleries.galleries(ranking, knows)
     ids = [one for some in shown.values() for one in some]
     test, train = run.photos["test"].files, run.photos["train"].files
-    nearest = galleries.nearest_train_photos(ids, test, run.gallery)
+    nothing: dict[str, TrainPhoto] = {}
+    nearest = either(lambda: galleries.nearest_train_photos(ids, test, run.gallery), nothing, run.remarks)
     of_test = thumbnails(run.mirror, "test", ids, test)
     of_train = thumbnails(run.mirror, "train", [one.id for one in nearest.values()], train)
 
@@ -150,6 +152,13 @@ def queries(run: Run) -> dict[str, list[Query]]:
         return Query(identity, of_test.get(identity), row["precision"], row["relevant"], landmarks, neighbours)
 
     return {title: [query(one) for one in some] for title, some in shown.items() if some}
+
+
+def matches(run: Run) -> list[tuple[str, int, str | None]]:
+    """The id, landmark and picture of each photo whose matches were drawn."""
+    nothing: list[tuple[str, int, Path]] = []
+    drawn = either(lambda: galleries.verified(run.work), nothing, run.remarks)
+    return [(identity, landmark, picture(path)) for identity, landmark, path in drawn]
 
 
 def _render(template: str, out: Path, **values: Any) -> None:

@@ -29,7 +29,7 @@ def thumbnails(mirror: FolderMirror | None, split: str, ids: Iterable[str], file
     found = {}
     try:
         encoded = photos_of(mirror, split, shards_of(ids, files))
-    except (InputError, OSError):
+    except (InputError, ValueError, OSError):
         return {}
     for identity, data in encoded.items():
         try:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from landmarks.neighbours import gallery
 from landmarks.neighbours.gallery import Gallery
 from landmarks.report import judged
 from landmarks.running.command import InputError
-from landmarks.running.history import HISTORY
+from landmarks.running.history import COLUMNS, HISTORY
 from landmarks.running.settings import BESIDE, MirrorSettings, RunSettings
 from landmarks.scoring.scores import SCORERS
 
@@ -76,8 +76,9 @@ def gather(
     beside = [run.work / BESIDE] if run.beside else []
     mirror, has_photos = _at_hand(source, work / "mirror", seed, remarks)
     solutions = {task: given.get(task) or (mirror.solution(task) if mirror else None) for task in READERS}
-    kept = _or(lambda: gallery.read(run)[0], None, remarks) if (work / gallery.GALLERY).exists() else None
-    skipped = [_table(folder / "skipped.csv", remarks, str) for folder in dict.fromkeys([work, *run.folders])]
+    kept = either(lambda: gallery.read(run)[0], None, remarks) if (work / gallery.GALLERY).exists() else None
+    folders = dict.fromkeys([work, *run.folders])
+    skipped = [_table(folder / "skipped.csv", remarks, ["split", "shard", "name", "reason"]) for folder in folders]
     return Run(
         work=work,
         settings={section: _without_passwords(values) for section, values in settings.items()},
@@ -85,13 +86,13 @@ def gather(
         start=_json(run.folders[0] / "start.json", remarks),
         beside={task: _json(folder / f"{task}.metrics.json", remarks) for folder in beside for task in READERS},
         training=_table(run.folders[0] / "training.csv", remarks),
-        history=_table(work / HISTORY, remarks, str).map(without_password),
+        history=_table(work / HISTORY, remarks, COLUMNS).map(without_password),
         skipped=pd.concat(skipped),
-        md5=_table(work / "mirror/md5_mismatches.csv", remarks, str),
+        md5=_table(work / "mirror/md5_mismatches.csv", remarks, ["shard", "expected", "found"]),
         photos={split: _photos(split, run.features / split, mirror, remarks) for split in SPLITS},
-        per_landmark=_or(lambda: _per_landmark(mirror, kept), pd.Series(dtype=int), remarks),
+        per_landmark=either(lambda: _per_landmark(mirror, kept), pd.Series(dtype=int), remarks),
         learnt=len(_table(run.folders[0] / "labels.csv", remarks)),
-        names=_or(lambda: gallery.names(work), {}, remarks),
+        names=either(lambda: gallery.names(work), {}, remarks),
         gallery=kept,
         judged={task: _judged(task, work / f"{task}.csv", solutions[task], remarks) for task in READERS},
         solutions=solutions,
@@ -124,13 +125,13 @@ def _judged(task: str, submission_csv: Path, solution_csv: Path | None, remarks:
         return pd.DataFrame()
     if solution_csv is None:
         remarks.append(f"No solution of {task} is at hand: nothing tells which answers are right.")
-    return _or(lambda: READERS[task](submission_csv, solution_csv), pd.DataFrame(), remarks)
+    return either(lambda: READERS[task](submission_csv, solution_csv), pd.DataFrame(), remarks)
 
 
 def _photos(split: str, folder: Path, mirror: Mirror | None, remarks: list[str]) -> Photos:
     files = sorted(folder.glob("*.npz"))
-    listed = _or(lambda: len(mirror.ids(split)), None, []) if mirror else None
-    embedded = sum(_or(partial(_count, path), 0, remarks) for path in files)
+    listed = either(lambda: len(mirror.ids(split)), None, []) if mirror else None
+    embedded = sum(either(partial(_count, path), 0, remarks) for path in files)
     return Photos(split, listed, files, embedded)
 
 
@@ -145,7 +146,7 @@ def _per_landmark(mirror: Mirror | None, kept: Gallery | None) -> pd.Series:
     return pd.Series(kept.landmark[kept.landmark >= 0] if kept else [], dtype=int).value_counts()
 
 
-def _or(read: Callable[[], Read], otherwise: Read, remarks: list[str]) -> Read:
+def either(read: Callable[[], Read], otherwise: Read, remarks: list[str]) -> Read:
     """What `read` gives, or this and a remark where a file is not whole."""
     try:
         return read()
@@ -162,16 +163,20 @@ def _json(path: Path, remarks: list[str]) -> dict:
             raise ValueError(f"{path} is not what a run writes")
         return found
 
-    return _or(read, {}, remarks) if path.exists() else {}
+    return either(read, {}, remarks) if path.exists() else {}
 
 
-def _table(path: Path, remarks: list[str], kind: type | None = None) -> pd.DataFrame:
+def _table(path: Path, remarks: list[str], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV that a run leaves: these columns, as text, or all of it as pandas takes it; empty where it is not there."""
+
     def read() -> pd.DataFrame:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path} is too long for what a run writes")
-        return pd.read_csv(path, dtype=kind, keep_default_na=kind is None, encoding_errors="replace")
+        if not columns:
+            return pd.read_csv(path)
+        return pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False, encoding_errors="replace")
 
-    return _or(read, pd.DataFrame(), remarks) if path.exists() else pd.DataFrame()
+    return either(read, pd.DataFrame(), remarks) if path.exists() else pd.DataFrame()
 
 
 def _without_passwords(values: dict[str, Any]) -> dict[str, Any]:
@@ -180,4 +185,6 @@ def _without_passwords(values: dict[str, Any]) -> dict[str, Any]:
 
 def without_password(value: Any) -> Any:
     """A setting, or a cell, without the password that an address in it may have."""
+    if isinstance(value, list):
+        return list(map(without_password, value))
     return PASSWORD.sub("...@", value) if isinstance(value, str) else value

@@ -35,6 +35,11 @@ class Parts(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     @property
+    def photos(self) -> list[dict[str, str | None]]:
+        """The pictures that come from the mirror."""
+        return [one for one in self.of("img") if one.get("class") == "photo"]
+
+    @property
     def titles(self) -> list[str | None]:
         return [one.get("id") for one in self.of("section")]
 
@@ -93,7 +98,7 @@ def test_several_models_together_are_a_page(mirror, tmp_path, several):
 def test_photos_that_are_far_away_are_said_to_be(work, recipe):
     away = recipe.model_copy(update={"source": recipe.source.model_copy(update={"mirror": str(work / "gone")})})
     parts = written(away)
-    assert not parts.of("img") and "photo not at hand" in parts.text
+    assert not parts.photos and "photo not at hand" in parts.text
     assert f"the mirror {work / 'gone'} is not there" in parts.text and "No solution of recognition" in parts.text
     assert "Surest" in parts.text and "Some queries" in parts.text and "sure" not in parts.titles
     assert "GAP" in parts.text  # which metrics.json tells
@@ -111,7 +116,7 @@ def test_a_mirror_at_a_url_is_asked_for_nothing(work, recipe, mirror, serve):
         shutil.copytree(mirror / folder, work / "mirror" / folder)
     source = recipe.source.model_copy(update={"mirror": server.url.replace("://", "://name:word@")})
     parts = written(recipe.model_copy(update={"source": source}))
-    assert server.requests == [] and not parts.of("img") and "sure" in parts.titles
+    assert server.requests == [] and not parts.photos and "sure" in parts.titles
     assert "at a URL" in parts.text and "word" not in parts.text
 
 
