@@ -36,3 +36,12 @@ def test_the_public_half_stands_in_for_a_private_one_that_has_none(work, recipe)
 def test_a_start_that_is_not_whole_is_not_told():
     assert words.first_weights({}) == words.first_weights({**START, "gain": None}) == []
     assert len(words.first_weights(START)) == 1
+
+
+def test_what_the_model_beside_reaches_alone_is_told(work, recipe):
+    run = gathered(recipe)
+    settings = {**run.settings, "run": {**run.settings["run"], "beside": "small-frozen"}}
+    beside = {"recognition": {"public": {"gap": 0.5, "top1": None}, "private": {"gap": 0.25}}, "retrieval": {}}
+    said = words.result(run._replace(settings=settings, beside=beside))[-1]
+    assert said == "The model beside, small-frozen, alone: GAP private 0.250, public 0.500."
+    assert words.result(run)[-1] != said
