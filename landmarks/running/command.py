@@ -139,7 +139,7 @@ def prepare_backend() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores()))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong is an exception too; oneDNN's errors are none
     if os.environ["KERAS_BACKEND"] == "tensorflow":
         with _mute_stderr():
             import tensorflow
