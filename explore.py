@@ -15,6 +15,8 @@ import argparse
 import base64
 import io
 import ipaddress
+import logging
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple
@@ -104,6 +106,7 @@ def main() -> None:
     command.prepare_backend()
     from landmarks.neighbours.identification import Identifier  # Keras takes seconds, which --help need not wait for
 
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page with many photos is no reason to warn
     identifier = Identifier(given.work)
     app = page(identifier, given.extractor, given.threshold, None if _is_public(given.host) else LOCAL)
     try:
@@ -113,7 +116,8 @@ def main() -> None:
     except OSError as error:
         raise InputError(f"--host {given.host} --port {given.port}: {error.strerror}; give another") from error
     print(f"http://{given.host}:{server.effective_port} shows {given.work}; Ctrl-C ends it", flush=True)
-    threading.Thread(target=_close_when_asked, args=(server,), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())  # which waitress takes for its end
     server.run()
 
 
@@ -254,11 +258,6 @@ def _is_public(host: str) -> bool:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host != "localhost"
-
-
-def _close_when_asked(server) -> None:
-    command.stop_event.wait()
-    server.close()
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ class Case:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All but what was passed over, which after a kill may be what was there already."""
+    there = [path for path in folder.rglob("*") if path.is_file() and path.name != "failed.csv"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in there}
 
 
 def kills(case: Case, every: int) -> Iterator[tuple[str, int, str]]:

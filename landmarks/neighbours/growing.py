@@ -160,6 +160,8 @@ def names(work: Path) -> dict[int, str]:
 def voting(grown: Added, recognizer: str, files: list[Path], train: pd.DataFrame) -> tuple[list[Path], pd.DataFrame]:
     """What `voting.gallery` gives, and the added photos that vote, or the centres of these, in `WORK/added`."""
     photos, landmark = grown.centres() if recognizer == "centres" else grown.voters()
+    if not len(landmark):
+        return files, train
     path = grown.path
     if recognizer == "centres":
         path = grown.path.with_name("added-centres.npz")
