@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +17,7 @@ from conftest import ROOT, jpeg
 from PIL import Image
 
 import explore
+from landmarks.mirrors.folder import FolderMirror
 from landmarks.neighbours.identification import Identifier
 
 pytest.importorskip("flask", reason="pip install -r requirements-explore.txt")
@@ -50,11 +50,9 @@ def work(tiny_mirror, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def train(tiny_mirror) -> dict[str, bytes]:
     """The train photos of the mirror, by id."""
-    found = {}
-    for shard in (tiny_mirror / "train").glob("*.tar"):
-        with tarfile.open(shard) as tar:
-            found |= {Path(one.name).stem: tar.extractfile(one).read() for one in tar}
-    return found
+    mirror = FolderMirror(tiny_mirror)
+    shards = mirror.stream("train", mirror.shard_names("train"))
+    return {identity: shard.read(identity) for shard in shards for identity in shard.ids}
 
 
 @pytest.fixture(scope="module")
