@@ -44,6 +44,8 @@ UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what i
 def main() -> None:
     if sys.argv[1:2] in (["add"], ["remove"]):
         return grow()
+    if {"-h", "--help"} & set(sys.argv):
+        print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
     recipe = recipes.load(sys.argv[1:], UNUSED)
     run = recipe.run
     if run.time_limit:
@@ -102,10 +104,7 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
-    from landmarks.neighbours import (  # Keras takes seconds, which --help and a wrong setting need not wait for
-        ensemble,
-        growing,
-    )
+    from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:
         from landmarks.local_features import decision
