@@ -87,14 +87,18 @@ def add(
     before = added.read(run.work)
     known = {**names(run.work), **gallery.names(run.work)}
     taken = {*kept.landmark[kept.landmark >= 0].tolist(), *before["landmark_id"].dropna().tolist()}
-    found = survey_more(folder, nested, before, lambda new: _numbers(new, known, taken))
+
+    def number(new: list[str]) -> dict[str, int]:
+        if new and (recognition.recognizer == "head" or recognition.blend):
+            raise InputError(
+                f"{run.work} names landmarks by the model's head, which knows those that it has learnt alone: run "
+                "recognition.py with --recognizer neighbours --blend 0 first; or put the photos in the folder itself, "
+                "to be found in the index and no more"
+            )
+        return _numbers(new, known, taken)
+
+    found = survey_more(folder, nested, before, number)
     photos = found.photos
-    if photos["landmark_id"].notna().any() and (recognition.recognizer == "head" or recognition.blend):
-        raise InputError(
-            f"{run.work} names landmarks by the model's head, which knows those that it has learnt alone: run "
-            "recognition.py with --recognizer neighbours --blend 0 first; or put the photos in the folder itself, to "
-            "be found in the index and no more"
-        )
     ids, failures = added.take_in(run.work, photos["url"])
     photos = photos.assign(id=photos["url"].map(ids), category=photos["landmark_id"].map({**found.categories, **known}))
     photos = photos.dropna(subset="id").fillna({"category": ""})
@@ -124,8 +128,8 @@ def remove(work: Path, ids: Collection[str], landmarks: Collection[str], everyth
     if goes.any():
         added.write(work, table)
     _tidy(work, table)
-    gone = set(before["landmark_id"].dropna()) - set(table["landmark_id"].dropna())
-    print(f"-{_counted(int(goes.sum()), 'photo')}, {_counted(len(gone), 'landmark')}")
+    landmarks_of = before.loc[goes, "landmark_id"].nunique()
+    print(f"-{_counted(int(goes.sum()), 'photo')}, of {_counted(landmarks_of, 'landmark')}")
     if absent:
         print(f"not among the photos that were added: {', '.join(absent)}")
 
@@ -218,6 +222,8 @@ def _tidy(work: Path, table: pd.DataFrame) -> None:
         there = load_features(path)
         listed = np.isin(there.ids, table["id"].to_numpy(str))
         if not listed.all():
+            for made in [*work.glob("local/*/*/added.npz"), *work.glob("expanded/*/added.npz")]:
+                made.unlink()  # of those that are gone, too
             save_features(path, take(there, listed), features.made_from(path))
     added.clear(work, table["id"])
 

@@ -98,14 +98,14 @@ def test_photos_are_added_once_and_identify_names_them(work, more):
     church = table.index.str.contains("Church")
     gone = table["id"][church].tolist()
     assert grow("remove", work, gone[0], "abc0") == [
-        "-1 photo, 0 landmarks", "not among the photos that were added: abc0",
+        "-1 photo, of 1 landmark", "not among the photos that were added: abc0",
     ]  # fmt: skip
-    assert grow("remove", work, "--landmark=Church") == ["-2 photos, 1 landmark"]
-    assert grow("remove", work, "--landmark=20") == ["-1 photo, 1 landmark"]
+    assert grow("remove", work, "--landmark=Church") == ["-2 photos, of 1 landmark"]
+    assert grow("remove", work, "--landmark=20") == ["-1 photo, of 1 landmark"]
     assert grow("remove", work, "--landmark=Church") == [
-        "-0 photos, 0 landmarks", "not among the photos that were added: Church",
+        "-0 photos, of 0 landmarks", "not among the photos that were added: Church",
     ]  # fmt: skip
-    assert grow("remove", work, "--all") == ["-2 photos, 1 landmark"]
+    assert grow("remove", work, "--all") == ["-2 photos, of 1 landmark"]
     assert not list((work / "added/photos").rglob("*.jpg"))
     assert Identifier(work).identify(photo(10), threshold=0) == before
     assert grow("add", work, more)[0] == "+6 photos, 1 landmark"
@@ -134,7 +134,12 @@ def test_retrieval_finds_them_and_recognition_stays_as_it_was(work, more, tiny_m
     run("recognition.py", f"--work={work}")
     assert [(work / name).read_bytes() for name in ("recognition.csv", "calibration.json")] == made
     assert Identifier(work).identify(photo(10)).name == "Church"
+    run("retrieval.py", f"--work={work}", "--rerank-inliers=3", "--extractor=sift")
+    assert set(pd.read_csv(work / "retrieval.csv", index_col="id")["images"][query].split()) == set(found[query])
+    kept = work / "local/sift/index/added.npz"
+    assert kept.exists()
     grow("remove", work, "--all")
+    assert not kept.exists()
     run("retrieval.py", f"--work={work}")
     assert pd.read_csv(work / "retrieval.csv", index_col="id")["images"].str.split().equals(plain)
 
