@@ -113,8 +113,8 @@ def take(features: Features, rows: np.ndarray) -> Features:
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
-    """The features of all photos of some parts, which have the same arrays."""
-    there = [name for name, array in parts[0]._asdict().items() if array is not None]
+    """The features of all photos of some parts: what each of these has."""
+    there = [name for name in Features._fields if all(getattr(part, name) is not None for part in parts)]
     return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in there})
 
 

@@ -65,10 +65,10 @@ def main() -> int:
         answers.append({"photo": str(path), **as_dict(answer)})
         if not arguments.json:
             print(table(path, answer, arguments.threshold), flush=True)
-        if arguments.picture:
-            draw(path, answer, identifier.recipe, arguments.picture)
     if arguments.json:
         print(json.dumps(answers, indent=2))
+    if arguments.picture and not unreadable:
+        draw(paths[0], answer, identifier.recipe, arguments.picture)
     return 2 if unreadable else 0
 
 

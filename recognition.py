@@ -9,14 +9,12 @@ they may be test photos, and scores and their calibration are those of the mirro
 
 import shutil
 import sys
-from collections.abc import Collection
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from features import ids_in
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror, require_place
 from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
@@ -181,55 +179,23 @@ def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
 def calibrate(
     recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References], none: References | None
 ) -> Curve | None:
-    """The curve from scores to probabilities of being right, kept in `calibration.json`; None if nothing tells it.
-
-    Photos whose truth is known are recognised, and verified, as the test photos are, by the other train photos.
+    """The curve from scores to probabilities of being right, by photos whose truth is known; None if nothing tells it.
 
     Args:
         none: the photos of no landmark that the mirror names.
     """
-    from landmarks.training import selection, validation
+    from landmarks.training import validation
 
-    run, settings, verification = recipe.run, recipe.recognition, recipe.verification
-    verifies, path = verification.verify != "off", run.work / "calibration.json"
-    sources = {split: files[split] for split in dict.fromkeys(["train", *(none.splits if none else [])])}
-    held_out: Collection[str] = []
-    if recipe.model.loss != "none":  # else no photo was learnt
-        learnt = selection.voters(False, recipe.photos, mirror, run.folders[0]).set_index("id")["landmark_id"]
-        names, candidates = validation.held_out(recipe.training, mirror.shard_names("train"), learnt)
-        held_out = candidates.index.intersection(ids_in(file for file in files["train"] if file.stem in names))
-        if not len(held_out):
-            command.warn("scores are too high for probabilities: every train photo was learnt; --validation-shards 1")
-    folds = probability.folds(
-        ids_in(chain(*sources.values())),
-        voters_of(recipe, mirror),
-        held_out,
-        none.ids if none else [],
-        probability.MOST_VERIFIED if verifies else probability.MOST,
-    )
-    made_of = probability.made_of(sources, folds, references, settings, verification)
-    curve = probability.kept(made_of, path)
-    if curve is not None:
-        return curve
-    judged = []
-    for number, (truth, voters) in enumerate(folds):
-        within = run.model_copy(update={"work": run.work / f"calibration/{number}"})
-        sample = within.work / "judged.npz"
-        nonlandmarks.write_features(list(chain(*sources.values())), set(truth.index), sample)
-        serving = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
-        there = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
-        found = penalty.recognise(settings, within, {**files, **there, "test": [sample]}, voters, serving)
-        if verifies:
-            from landmarks.local_features import calibration
+    verify = None
+    if recipe.verification.verify != "off":
+        from landmarks.local_features import calibration
 
-            found = calibration.verify_known(run, verification, mirror, sources, sample, found)
-        judged.append(found)
-    curve = probability.fit(judged, [truth for truth, _ in folds], settings.non_landmark_share)
-    if curve is None:
-        print("there are no train photos to tell how sure scores are: they stay as they are")
-    else:
-        probability.keep(curve, made_of, path)
-    return curve
+        verify = partial(calibration.verify_known, recipe.run, recipe.verification, mirror)
+    held_out = validation.learnt_by_none(recipe.run.folders, mirror, files["train"])
+    return probability.calibrate(
+        recipe.run, recipe.recognition, recipe.verification,
+        files, voters_of(recipe, mirror), held_out, references, none, verify,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from landmarks.local_features.matching import MATCHING, inliers
 from landmarks.local_features.points import SMALLEST_SIDE, decode
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.open import open_mirror
+from landmarks.mirrors.shards import read_photo
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
@@ -58,7 +59,7 @@ def match(
 
 def _read_photo(path: Path, size: int) -> np.ndarray:
     try:
-        photo = decode(path.read_bytes(), size)
+        photo = decode(read_photo(path), size)
     except (OSError, UnreadablePhoto) as error:
         raise InputError(f"photo {path} cannot be read: {error}") from error
     if min(photo.shape[:2]) < SMALLEST_SIDE:
@@ -96,7 +97,7 @@ def calibrate(work: Path) -> None:
 def main() -> None:
     parser = command.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    matching = commands.add_parser("match", help="draw the inliers of two photos")
+    matching = commands.add_parser("match", help="count the inliers of two photos, and draw them")
     matching.add_argument("a", type=Path)
     matching.add_argument("b", type=Path)
     matching.add_argument("--out", type=Path, help="the picture to write, like matches.png")

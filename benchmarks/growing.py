@@ -91,8 +91,9 @@ def kills(case: Case, every: int) -> Iterator[tuple[str, int, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="kill at each n-th operation alone")
+    every = parser.parse_args().every
     with tempfile.TemporaryDirectory() as folder:
-        told = list(kills(Case(Path(folder)), parser.parse_args().every))
+        told = list(kills(Case(Path(folder)), every))
     bad = [one for one in told if one[2]]
     for name, place, what in bad:
         print(f"{name} at operation {place}: {what}", file=sys.stderr)

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import tracemalloc
 import zipfile
@@ -48,6 +49,10 @@ def test_parts_are_joined_and_what_they_lack_stays_away():
         np.testing.assert_array_equal(array, getattr(FEATURES, name), strict=True)
     headless = concatenate([Features(FEATURES.ids, FEATURES.embeddings)] * 2)
     assert len(headless.ids) == 4 and headless[2:] == (None,) * 4
+    older = FEATURES._replace(top_landmark=None, top_score=None)  # as a release before this one wrote it
+    for mixed in ([FEATURES, older], [older, FEATURES]):
+        found = concatenate(mixed)
+        assert len(found.score) == len(found.ids) and found.top_landmark is found.top_score is None
 
 
 def test_damage_is_noticed_anywhere_in_the_file(tmp_path):
@@ -205,6 +210,8 @@ def test_another_model_at_the_same_place_embeds_anew(tmp_path):
     for content in (b"one", b"two"):
         (work / "model.keras").write_bytes(content)  # its bytes tell models apart; the model itself is handed over
         assert [embedded(colours(), out, work)[1] for _ in range(2)] == [1, 0]
+    os.utime(work / "model.keras", ns=(1, 1))  # as a copy has it
+    assert embedded(colours(), out, work)[1] == 0
 
 
 def test_files_of_an_earlier_release_are_taken_over_if_they_have_these_photos(tmp_path):

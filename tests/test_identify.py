@@ -204,6 +204,8 @@ def test_without_the_mirror_only_the_picture_is_missing(photos, tmp_path, tiny_m
     [line] = errors(done)
     assert line.startswith("error: no picture of train photos") and "gone" in line
     assert not (tmp_path / "out.png").exists()
+    done = run("identify.py", photo, f"--work={work}", f"--picture={tmp_path / 'out.png'}", "--json", check=False)
+    assert done.returncode == 2 and len(json.loads(done.stdout)[0]["top"]) == 3
 
 
 def spoil(path: Path) -> None:

@@ -56,6 +56,7 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path):
         ["recognition", str(submission), str(tmp_path)],
         ["retrieval", str(submission), str(solution)],
         ["recognition", str(submission), str(solution), "--against", str(tmp_path / "absent.csv")],
+        ["calibration", str(submission), str(solution), "--standard-errors"],
     ):
         result = run("metrics.py", *arguments)
         assert (result.returncode, result.stdout) == (2, "")

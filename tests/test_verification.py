@@ -69,6 +69,7 @@ def test_drawing_the_matches_of_two_files(tmp_path):
     "changed, message",
     [
         ({"a": "gone.jpg"}, "photo .*gone.jpg cannot be read"),
+        ({"a": "/dev/null"}, "photo /dev/null cannot be read: not a regular file"),
         ({"b": "text.jpg"}, "photo .*text.jpg cannot be read: not a photo"),
         ({"b": "thin.jpg"}, "photo .*thin.jpg is too small"),
         ({"--out": "out.xyz"}, "out.xyz cannot be written: unknown file extension.*matches.png"),

@@ -1,5 +1,7 @@
 """A photo beside others of a mirror, with a line of words under each, as one picture."""
 
+from contextlib import suppress
+
 from PIL import Image, ImageDraw, ImageOps
 
 from landmarks.mirrors.base import Mirror
@@ -25,7 +27,8 @@ def photos_of(mirror: Mirror, split: str, shard_of: dict[str, str]) -> dict[str,
     for shard in mirror.stream(split, there):
         for identity in set(shard.ids).intersection(shard_of):
             if shard_of[identity] == shard.name:
-                found[identity] = shard.read(identity)
+                with suppress(OSError):  # an extracted tree may lack what its CSV lists
+                    found[identity] = shard.read(identity)
     return found
 
 

@@ -18,7 +18,8 @@ from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 
-GALLERY = "gallery.npz"
+GALLERY = "gallery.npz"  # in a work folder
+NAMES = Path(CATEGORIES).name
 
 
 class Gallery(NamedTuple):
@@ -77,6 +78,8 @@ def opened(
                 files, arrays["landmark"].astype(np.int64), float(arrays["weight"]), bool(arrays["calibrated"])
             )
             made_from = str(arrays["made_from"])
+        if recognition.recognizer != "head" and not (found.landmark >= 0).any():
+            raise ValueError("no train photo votes")
         now = _made_from(run, members, recognition, verification, files, found.weight)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is not there: {remedy}") from error
@@ -88,10 +91,12 @@ def opened(
 
 
 def keep_names(mirror: Mirror, work: Path) -> None:
-    """Take the mirror's names of landmarks along, where it has any."""
-    path = mirror.path(CATEGORIES)
-    if path is not None:
-        with whole(work / path.name) as part:
+    """Take the mirror's names of landmarks along, where it has any; those of another mirror go."""
+    path, kept = mirror.path(CATEGORIES), work / NAMES
+    if path is None:
+        kept.unlink(missing_ok=True)
+    else:
+        with whole(kept) as part:
             part.write_bytes(path.read_bytes())
 
 
@@ -100,7 +105,7 @@ def names(work: Path) -> dict[int, str]:
 
     The public mirror has the address of a category of Wikimedia Commons for a name.
     """
-    path = work / Path(CATEGORIES).name
+    path = work / NAMES
     if not path.exists():
         return {}
     table = read_table(path, ["landmark_id", "category"])

@@ -177,8 +177,8 @@ class Identifier:
         landmark = voters.landmark[near.positions[0]]
         found: list[Landmark] = []
         while len(found) < top and len(left):
-            voting = left[left < how.votes] if left[0] < how.votes else left[:1]
-            some = near._replace(similarities=near.similarities[:, voting], positions=near.positions[:, voting])
+            counted = left[left < how.votes] if left[0] < how.votes else left[:1]
+            some = near._replace(similarities=near.similarities[:, counted], positions=near.positions[:, counted])
             one = penalty.penalise(some, voters.landmark, how, weight, of_photo, None, head, self._settings.blend)
             found.append(self._named(one["landmark"].iloc[0], one["score"].iloc[0]))
             left = left[landmark[left] != found[-1].landmark]

@@ -5,18 +5,22 @@ fitted to how often a score was right (Platt, "Probabilistic outputs for support
 """
 
 import json
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from features import outline
-from landmarks.neighbours.nonlandmarks import References
+from features import ids_in, outline
+from landmarks.neighbours import penalty
+from landmarks.neighbours.nonlandmarks import References, write_features
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.arrays import digest
 from landmarks.running.files import whole
+from landmarks.running.settings import RunSettings
 
 MOST = 5000  # photos with a landmark, and as many without: of a rate the standard error is 0.7 % at most
 MOST_VERIFIED = 1000  # 1.6 %: each takes up to 20 photos' local features
@@ -99,7 +103,8 @@ def _sigmoid(logit: np.ndarray) -> np.ndarray:
 def _newton(score: np.ndarray, target: np.ndarray, weight: np.ndarray, logarithm: bool) -> tuple[float, Curve]:
     """The log loss, and the curve that has the least; Newton's method with steps halved until the loss falls."""
     x = _abscissa(score, logarithm)
-    middle, spread = (np.average(x, weights=weight), x.std()) if np.ptp(x) else (x[0], 1.0)
+    # Those that differ by less are as good as equal; the standard deviation of numbers below 1e-162 is 0.
+    middle, spread = (np.average(x, weights=weight), np.ptp(x)) if np.ptp(x) > 1e-290 else (x[0], 1.0)
     design = np.stack([(x - middle) / spread, np.ones_like(x)], axis=1)
 
     def loss(line: np.ndarray) -> float:
@@ -122,6 +127,54 @@ def _newton(score: np.ndarray, target: np.ndarray, weight: np.ndarray, logarithm
     line = line if line[0] > 0 else level
     slope = line[0] / spread
     return loss(line), Curve(float(slope), float(line[1] - slope * middle), logarithm)
+
+
+def calibrate(
+    run: RunSettings,
+    recognition: RecognitionSettings,
+    verification: VerificationSettings,
+    files: dict[str, list[Path]],
+    voters: pd.DataFrame,
+    held_out: Collection[str],
+    references: list[References],
+    none: References | None,
+    verify: Callable[[dict[str, list[Path]], Path, pd.DataFrame], pd.DataFrame] | None,
+) -> Curve | None:
+    """The curve of a run, kept in `calibration.json`; None if no photo tells it.
+
+    Photos whose truth is known are recognised, and verified, as the test photos are, by the other train photos. What is
+    found on the way lies in `calibration/` until the curve is there.
+
+    Args:
+        files: the features of train, and of the splits that photos of no landmark are in.
+        voters, held_out: as `folds` has them.
+        references: the photos of no landmark that the penalty takes, weighed.
+        none: those that the mirror names.
+        verify: takes `files`, a features file of the judged photos and their predictions; gives what is left of these.
+    """
+    path, folder = run.work / "calibration.json", run.work / "calibration"
+    sources = {split: files[split] for split in dict.fromkeys(["train", *(none.splits if none else [])])}
+    there, most = list(chain(*sources.values())), MOST_VERIFIED if verify else MOST
+    groups = folds(ids_in(there), voters, held_out, none.ids if none else [], most)
+    made = made_of(sources, groups, references, recognition, verification)
+    curve = kept(made, path)
+    if curve is None:
+        judged = []
+        serving = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
+        for number, (truth, electors) in enumerate(groups):
+            within = run.model_copy(update={"work": folder / str(number)})
+            sample = within.work / "judged.npz"
+            write_features(there, set(truth.index), sample)
+            theirs = [one._replace(serve=set(truth.index), splits=["references"]) for one in references[-1:]]
+            found = penalty.recognise(recognition, within, {**files, **serving, "test": [sample]}, electors, theirs)
+            judged.append(verify(sources, sample, found) if verify else found)
+        curve = fit(judged, [truth for truth, _ in groups], recognition.non_landmark_share)
+        if curve is None:
+            print("there are no train photos to tell how sure scores are: they stay as they are")
+        else:
+            keep(curve, made, path)
+    shutil.rmtree(folder, ignore_errors=True)
+    return curve
 
 
 class Fold(NamedTuple):

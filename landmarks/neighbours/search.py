@@ -139,10 +139,12 @@ class Index:
         """As `search` finds them, but that there are no predicted landmarks."""
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # faiss shares even one query out among its threads, and is the slower for it
-        similarities, places = faiss.knn(
-            queries.embeddings.astype(np.float32), self._embeddings, k, metric=faiss.METRIC_INNER_PRODUCT
-        )
-        faiss.omp_set_num_threads(threads)
+        try:
+            similarities, places = faiss.knn(
+                queries.embeddings.astype(np.float32), self._embeddings, k, metric=faiss.METRIC_INNER_PRODUCT
+            )
+        finally:
+            faiss.omp_set_num_threads(threads)
         positions = places.astype(np.int32)
         _order(similarities, positions)
         return Neighbours(queries.ids, self.ids, similarities, positions, None, None)

@@ -94,6 +94,7 @@ def run(main: Callable[[], int | None]) -> None:
             code = main() or 0
         finally:
             _say_warnings()
+        sys.stdout.flush()  # while what goes wrong there can still be said
     except Stopped as stopped:
         message, code = str(stopped), 128 + _signals[0] if _signals else 0
     except InputError as error:
@@ -119,8 +120,8 @@ def run(main: Callable[[], int | None]) -> None:
         print(" ".join(message.split()), file=sys.stderr)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = _cut_output()
+    except OSError:  # which has been said, or comes after an error that has
+        _cut_output()
     sys.exit(code)
 
 

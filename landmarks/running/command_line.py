@@ -87,7 +87,7 @@ def _print_help(parser: argparse.ArgumentParser) -> NoReturn:
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(text, shutil.get_terminal_size().columns - 4, break_on_hyphens=False)
+    return textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 20), break_on_hyphens=False)
 
 
 def _explain(message: str, names: Iterable[str]) -> str:

@@ -77,13 +77,15 @@ class Recipe(BaseModel):
         name, folder = self.run.beside, self.run.work / BESIDE
         if not name:
             return []
-        path = _find(name)
-        if _has_begun(folder):
-            path = folder / "recipe.toml"
-            if (begun := _read(path).get("recipe")) != name:
-                raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
+        # What was begun goes on as it was then, also where the recipe's file is gone.
+        path = folder / "recipe.toml" if _has_begun(folder) else _find(name)
+        kept = _read(path)
+        begun = kept.get("recipe") if path.parent == folder else name
+        if begun != name:
+            raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        return [from_flat({**_read(path), **shared, "recipe": name, "work": folder, "beside": ""}, path)]
+        shared["checkpoint_minutes"] = self.run.checkpoint_minutes
+        return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
@@ -166,7 +168,8 @@ def _has_begun(work: Path) -> bool:
 def of(folder: Path) -> Recipe:
     """The settings that a finished work folder keeps. Raises InputError unless there is a trained model."""
     if absent := [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]:
-        raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {folder} first")
+        which = f"{folder.parent} --beside RECIPE" if folder.name == BESIDE else folder
+        raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {which} first")
     return from_flat({**_read(folder / "recipe.toml"), "work": folder}, folder / "recipe.toml")
 
 

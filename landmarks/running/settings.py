@@ -78,7 +78,7 @@ class RunSettings(Section):
         if self.model_weights and len(self.model_weights) != len(self.folders):
             raise ValueError(
                 f"{len(self.model_weights)} --model-weights for {len(self.folders)} models: as many as --work A,B has, "
-                "two with --beside"
+                "two with --beside; [] for all alike"
             )
         if self.work.resolve() == ROOT / "bottleneck":
             # Its import fails then, in every script: it looks for its optional package of this name.

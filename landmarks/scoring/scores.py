@@ -54,7 +54,7 @@ def score_calibration(
     {"public": {"expected_calibration_error", "brier_score", "mean_score", "right"}, "private": ...}, of the photos that
     have a prediction, with a landmark and without; `right` is the part of these predictions that is right.
 
-    Raises InputError if a file cannot be read (see `submissions`), or there is no prediction.
+    None where a half has no prediction. Raises InputError if a file cannot be read (see `submissions`).
     """
     solution = solutions.read_recognition_solution(solution_csv).without(unscored)
     predictions = submissions.read_recognition(submission_csv, solution)
@@ -97,10 +97,12 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
 def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path, **options) -> None:
     """Score a submission by one of `SCORERS`, print the scores as a table and write them to `path` as JSON.
 
-    Without a solution it says so, and no more. The options are those of `score_recognition` or `score_retrieval`.
+    Without a solution it says so, once for each submission, and no more. The options are those of `score_recognition`
+    or `score_retrieval`.
     """
     if solution_csv is None:
-        print(f"{submission_csv} is not scored: the mirror has no {task} solution")
+        if task != "calibration":
+            print(f"{submission_csv} is not scored: the mirror has no {task} solution")
         return
     import pandas as pd  # a third of a second, which metrics.py need not wait for
 

@@ -18,6 +18,7 @@ HEADERS = {"recognition": ["id", "landmarks"], "retrieval": ["id", "images"]}
 MAX_CELL = 16 * 2**20  # characters; a query that lists all 761,757 index ids of the public set takes 13 million
 MAX_LINE = 4 * MAX_CELL  # a longer line is read in pieces, whose cells are then too large or too many
 MAX_LETTERS = 2**29  # of a file; the largest of the public challenge has 0.2 billion
+LINE = 2**7  # letters that a line counts for beside its own: 4 million lines at most, where a challenge has 761,757
 Cell = TypeVar("Cell")  # as it is parsed
 
 
@@ -141,7 +142,10 @@ def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
     letters = 0
     while line := file.readline(MAX_LINE):
-        letters += len(line) + 8  # an empty line takes its time too
-        if letters > MAX_LETTERS:  # some KB of gzip may stand for more than a disk holds
-            raise InputError(f"{path} has more than {MAX_LETTERS:,} letters: it is no submission or solution")
+        letters += len(line) + LINE
+        if letters > MAX_LETTERS:  # some KB of gzip may stand for more than a disk holds, or for hours of blank lines
+            raise InputError(
+                f"{path} has more than {MAX_LETTERS:,} letters or {MAX_LETTERS // LINE:,} lines: it is no submission "
+                "or solution"
+            )
         yield line

@@ -93,11 +93,17 @@ def train(
         drawn = stream(training, mirror, names, classes, done)
     trainer.train(drawn, validation.scores)
     trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
-    if training.compare_start and model.weights != "none" and start.can_tell(validation.classes):
-        first = start.whitened(model, training, mirror, names, classes)
-        if first is not None:
-            return start.better(trained, first, validation, not needs_head)
-    return trained
+    if not training.compare_start:
+        return trained
+    can_tell = model.weights != "none" and start.can_tell(validation.classes)
+    first = start.whitened(model, training, mirror, names, classes) if can_tell else None
+    if first is None:
+        print(
+            f"training is not held against its first weights: these are random, fewer than {start.FEWEST} held-out "
+            f"photos have another of their landmark, or embeddings have more than {start.LARGEST:,} numbers"
+        )
+        return trained
+    return start.better(trained, first, validation, not needs_head)
 
 
 def _claim(work: Path, classes: pd.Series) -> None:

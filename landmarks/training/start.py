@@ -8,6 +8,7 @@ import model as models
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.networks import whitening as whitenings
+from landmarks.running.command import check_stop
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings, TrainingSettings
 from landmarks.training.validation import Validation
@@ -37,6 +38,7 @@ def whitened(
     for shard in Progress(mirror.stream("train", names), "embed by the first weights", len(names), unit=" shards"):
         there = [identity for identity in shard.ids if identity in classes.index]
         for some, photos in Batches(shard, there, settings.image_size, training.batch_size):
+            check_stop()
             ids += some
             found.append(models.predict(predictor, photos, training.batch_size)["embedding"])
         if len(ids) >= PHOTOS:

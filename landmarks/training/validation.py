@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 
 import model as models
+from features import ids_in
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, Shard, TarShard, write_tar
-from landmarks.running.command import check_stop
+from landmarks.running import recipe as recipes
+from landmarks.running.command import check_stop, warn
 from landmarks.running.settings import TrainingSettings
 from landmarks.scoring import measures
+from landmarks.training.selection import voters
 
 
 class Validation:
@@ -106,6 +109,28 @@ def held_out(settings: TrainingSettings, names: list[str], classes: pd.Series) -
     if settings.validation_shards < len(names):
         return names[len(names) - settings.validation_shards :], classes
     return names, hold_out(classes, settings.seed)
+
+
+def learnt_by_none(folders: list[Path], mirror: Mirror, files: list[Path]) -> set[str]:
+    """The train photos that were held out from all models in these work folders; none where no model learns any.
+
+    Warns where each photo was learnt by one of them.
+
+    Args:
+        files: features files of the train photos, named after their shards.
+    """
+    found: set[str] | None = None
+    for folder in folders:
+        own = recipes.of(folder)
+        if own.model.loss == "none":
+            continue
+        learnt = voters(False, own.photos, mirror, folder).set_index("id")["landmark_id"]
+        names, candidates = held_out(own.training, mirror.shard_names("train"), learnt)
+        here = set(candidates.index.intersection(ids_in(path for path in files if path.stem in names)))
+        found = here if found is None else found & here
+    if found is not None and not found:
+        warn("scores are too high for probabilities: every train photo was learnt; --validation-shards 1")
+    return found or set()
 
 
 def choose(ids: list[str], classes: pd.Series, room: int, held: list[str]) -> list[str]:

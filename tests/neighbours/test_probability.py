@@ -86,6 +86,20 @@ def test_one_score_for_all(score):
     assert curve.of(np.array([score])) == pytest.approx([0.5])
 
 
+scores = st.lists(st.one_of(st.floats(-1e3, 1e3), st.floats(0, 1e-300), st.sampled_from([0.0, 0.5])), max_size=20)
+
+
+@given(scores, scores, st.floats(0, 0.999))
+def test_whatever_scores_give_a_curve(of_landmarks, of_none, share):
+    """Also those so near to 0, as a high vote_power makes them, that their squares are 0."""
+    curve = probability.fit(*judged(np.array(of_landmarks), np.array(of_none)), share)
+    if curve is None:
+        assert not of_landmarks
+    else:
+        assert 0 <= curve.slope < np.inf and np.isfinite(curve.intercept)
+        assert np.isfinite(curve.of(np.array(of_landmarks))).all()
+
+
 def test_verification_may_leave_some_photos_or_none():
     """Of the photos of none a tenth is left: of predictions that are left 10 of 11 are right."""
     (found, _), (truth, _) = judged(np.full(200, 0.5), np.full(200, 0.5))

@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from unittest import mock
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +149,10 @@ def test_an_index_in_memory_finds_what_the_search_does(tmp_path):
     for one, other in zip(grown.nearest(load_features(query), 20), whole, strict=True):
         np.testing.assert_array_equal(one, other)
     assert [f"index{n}" for n in grown.file] == [identity.partition("-")[0] for identity in grown.ids]
+    threads = faiss.omp_get_max_threads()
+    with pytest.raises(AssertionError):  # of faiss
+        index.nearest(load_features(write(tmp_path, "other", random_embeddings(rng, 1, 4))), 20)
+    assert faiss.omp_get_max_threads() == threads
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))

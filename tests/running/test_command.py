@@ -63,6 +63,14 @@ def test_output_that_nobody_reads_on(lines):
     assert (done.returncode, done.stderr) == (128 + 13, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # Linux, as in CI, always has it
+def test_output_that_finds_no_room_is_one_clear_line():
+    program = "from landmarks.running import command; command.run(lambda: print('line'))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no space left on the disk" in done.stderr
+
+
 def test_an_error_stands_on_a_line_of_its_own_after_progress_bars(run):
     def main():
         for _ in Progress(range(9), mininterval=0):

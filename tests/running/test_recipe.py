@@ -120,8 +120,6 @@ WRONG = [
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
-    (["--recipe", "smal-arcface"], r"did you mean small-arcface\?"),
-    (["--shards", "3-4"], "--shards: give two numbers, like 0:17"),
     (["--model-weights", "1,2"], "2 --model-weights for 1 models"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
@@ -216,6 +214,25 @@ def test_several_models(tmp_path):
             load([*both, wrong])
 
 
+def test_a_model_beside_goes_on_as_it_was_begun(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("image_size = 64\nmin_images = 7\n")
+    given = ["--work", str(tmp_path / "work"), f"--beside={mine}", "--seed=3", "--min-images=5"]
+    given.append("--checkpoint-minutes=9")
+    (beside,) = load(given).beside()
+    assert (beside.model.image_size, beside.photos.min_images, beside.training.seed) == (64, 5, 3)
+    assert beside.run.checkpoint_minutes == 9
+    finished(tmp_path / "work", *given[2:])
+    with pytest.raises(InputError, match=f"work/beside/.*run recognition.py --work {tmp_path}/work --beside RECIPE"):
+        recipes.of(tmp_path / "work/beside")
+    beside.keep()
+    (tmp_path / "work/beside/checkpoint.keras").touch()
+    mine.unlink()  # or the work folder was copied to another machine
+    assert load(["--work", str(tmp_path / "work")]).beside() == [beside]
+    with pytest.raises(InputError, match="beside was begun with the recipe .*mine.toml, not small-frozen"):
+        load(["--work", str(tmp_path / "work"), "--beside=small-frozen"]).beside()
+
+
 def test_a_model_that_is_not_finished_is_named(tmp_path):
     finished(tmp_path / "A")
     load(["--work", str(tmp_path / "B")]).keep()
@@ -235,6 +252,11 @@ def test_the_crop_follows_the_image_size():
     assert load([]).model.crop_size == 192
     assert load(["--image-size", "64"]).model.crop_size == 48
     assert load(["--crop", "1"]).model.crop_size == 0
+
+
+def test_a_narrow_terminal_is_no_error(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "3")
+    assert load([]) == Recipe()
 
 
 def test_selected():

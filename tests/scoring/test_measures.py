@@ -4,6 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmarks.scoring.measures import (
+    brier_score,
+    expected_calibration_error,
     find_hits,
     gap,
     mean_average_precision,
@@ -223,3 +225,11 @@ def test_retrieval_against_naive(case, depth):
     assert mean_average_precision(hits, depth) == pytest.approx(expected_map)
     assert [precision(hits, k) for k in range(1, depth + 1)] == pytest.approx(expected_precisions)
     assert mean_median_position(hits, depth) == pytest.approx((np.mean(expected_first), np.median(expected_first)))
+
+
+def test_calibration_by_hand():
+    confidence, right = [0.2, 0.9, 0.6, 0.4], [False, True, False, True]
+    # The two least sure, one of them right, have 0.6 together; the others, one of them right, 1.5.
+    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx((0.4 + 0.5) / 4)
+    assert expected_calibration_error(confidence, right) == pytest.approx((0.2 + 0.1 + 0.6 + 0.6) / 4)
+    assert brier_score(confidence, right) == pytest.approx((0.04 + 0.01 + 0.36 + 0.36) / 4)

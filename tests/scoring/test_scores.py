@@ -5,7 +5,7 @@ import pytest
 
 from landmarks.running.command import InputError
 from landmarks.scoring import solutions
-from landmarks.scoring.scores import score_recognition, score_retrieval, write_scores
+from landmarks.scoring.scores import score_calibration, score_recognition, score_retrieval, write_scores
 
 
 def write(path, *lines):
@@ -46,6 +46,16 @@ def test_a_photo_that_served_its_own_score_as_a_non_landmark_does_not_count(tmp_
     path = tmp_path / "recognition.metrics.json"
     write_scores("recognition", submission, solution, path, unscored={"b"})
     assert json.loads(path.read_text()) == scores
+
+
+def test_score_calibration(tmp_path):
+    """a, b and c are predicted with 0.5, 0.9 and 0.7, and a is right; of d and f only f is, with 0.1, and right."""
+    submission, solution = recognition_files(tmp_path)
+    scores = score_calibration(submission, solution)
+    for half, expected in (("public", [0.7, 1.55 / 3, 0.7, 1 / 3]), ("private", [0.9, 0.81, 0.1, 1])):
+        assert [*scores[half]] == ["expected_calibration_error", "brier_score", "mean_score", "right"]
+        assert [*scores[half].values()] == pytest.approx(expected)
+    assert score_calibration(submission, solution, {"f"})["private"]["right"] is None
 
 
 def test_score_retrieval(tmp_path):
@@ -105,9 +115,12 @@ def test_gzip_as_kaggle_takes_it(tmp_path):
 
 
 def test_a_gzip_bomb_ends_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(solutions, "MAX_LETTERS", 2**20)
     bomb, solution = tmp_path / "bomb.csv.gz", recognition_files(tmp_path)[1]
-    bomb.write_bytes(gzip.compress(b"id,landmarks\n" + b"\n" * 2**21))
+    bomb.write_bytes(gzip.compress(b"id,landmarks\n" + b"\n" * 5_000_000))  # half a second
+    with pytest.raises(InputError, match="has more than 536,870,912 letters or 4,194,304 lines"):
+        score_recognition(bomb, solution)
+    monkeypatch.setattr(solutions, "MAX_LETTERS", 2**20)
+    bomb.write_bytes(gzip.compress(b"id,landmarks\n" + b'"", ' * 2**18))
     with pytest.raises(InputError, match="has more than 1,048,576 letters"):
         score_recognition(bomb, solution)
 
@@ -117,6 +130,8 @@ def test_write_scores(tmp_path, capsys):
     path = tmp_path / "recognition.metrics.json"
     write_scores("recognition", submission, None, path)
     assert not path.exists() and "not scored" in capsys.readouterr().out
+    write_scores("calibration", submission, None, path)
+    assert not path.exists() and capsys.readouterr().out == ""  # `recognition` has said so
     write_scores("recognition", submission, solution, path)
     scores = json.loads(path.read_text())
     assert scores == score_recognition(submission, solution)

@@ -10,6 +10,8 @@ import model as models
 from generators import Batches
 from landmarks.mirrors.open import open_mirror
 from landmarks.networks import whitening as whitenings
+from landmarks.running import command
+from landmarks.running.command import Stopped
 from landmarks.running.settings import ModelSettings
 from landmarks.training import run as training
 from landmarks.training import start
@@ -119,3 +121,9 @@ def test_a_training_that_spoils_the_net_keeps_its_start(tmp_path, monkeypatch, c
     assert not any(layer.name == "landmark" for layer in kept.layers)
     assert any(layer.name == "landmark" for layer in train(*given, needs_head=True).layers)
     assert "training did not pay; --loss none" in capsys.readouterr().out
+    monkeypatch.setattr(start, "FEWEST", 1000)
+    train(*given)
+    assert "not held against its first weights: " in capsys.readouterr().out
+    command.stop_event.set()
+    with pytest.raises(Stopped):
+        start.whitened(*given[1:4], mirror.shard_names("train"), pd.Series(0, index=photos["id"]))

@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import identity, recipe_with
 
+from features import Features, save_features
+from landmarks.running import command
 from landmarks.training import validation
 from landmarks.training.validation import Validation, hold_out
 
@@ -133,3 +138,38 @@ def test_photos_are_held_out_evenly():
     assert held.value_counts().to_dict() == {1: 1, 2: 5}
     pd.testing.assert_series_equal(held, hold_out(classes, seed=1))
     assert set(held.index) != set(hold_out(classes, seed=2).index)
+
+
+def test_a_photo_is_held_out_where_no_model_has_learnt_it(tmp_path, capsys):
+    """Of three shards with photos of two landmarks: the last one by a model, the last two by another."""
+    ids = [identity(number) for number in range(12)]
+    photos = pd.DataFrame({"id": ids, "landmark_id": [5, 6] * 6})
+    names = ["images_000", "images_001", "images_002"]
+    mirror = SimpleNamespace(train=lambda: photos, shard_names=lambda _: names)
+    files = [tmp_path / f"{name}.npz" for name in names]
+    for number, path in enumerate(files):
+        save_features(path, Features(np.array(ids[4 * number :][:4]), np.eye(4, dtype=np.float16)))
+
+    def folder(name, landmarks="0,5\n1,6\n", **settings):
+        work = tmp_path / name
+        work.mkdir()
+        (work / "model.keras").touch()
+        (work / "labels.csv").write_text(f"class,landmark_id\n{landmarks}")
+        recipe_with(work=work, **settings).keep()
+        return work
+
+    one, two, frozen = folder("one"), folder("two", validation_shards=2), folder("frozen", loss="none")
+    fives, everything = folder("fives", "0,5\n"), folder("all", validation_shards=0)
+    for folders, expected in (
+        ([one], ids[8:]), ([two], ids[4:]), ([two, one], ids[8:]), ([frozen, one], ids[8:]), ([frozen], []),
+        ([fives, two], ids[8::2]),
+    ):  # fmt: skip
+        assert validation.learnt_by_none(folders, mirror, files) == set(expected)
+    assert validation.learnt_by_none([one], mirror, files[:1]) == set()  # the others have no features
+    command._say_warnings()
+    assert "scores are too high for probabilities" in capsys.readouterr().err
+    assert validation.learnt_by_none([frozen, everything, one], mirror, files) == set()
+    command._say_warnings()
+    assert "every train photo was learnt" in capsys.readouterr().err
+    assert validation.learnt_by_none([frozen, one], mirror, files)
+    assert not command._warnings
