@@ -15,14 +15,9 @@ from landmarks.running.command_line import flag
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
-STORY = [
-    "README.md",
-    "guide.md",
-    "recipes.md",
-    "formats.md",
-    "questions.md",
-    "growing.md",
-]  # whose commands follow one another
+STORY = [  # pages whose commands follow one another
+    "README.md", "guide.md", "recipes.md", "formats.md", "questions.md", "growing.md",
+]  # fmt: skip
 TINY = [
     "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--extractor=sift",
