@@ -26,6 +26,11 @@ SETTINGS = [
     "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
+DROP = """() => {  // a file that is no photo, beside the field for it
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File(["no photo"], "dropped.jpg"));
+    document.querySelector("label").dispatchEvent(new DragEvent("drop", {bubbles: true, dataTransfer}));
+}"""
 HOSTILE = '<img src=x onerror="document.title=1">'
 
 
@@ -220,6 +225,8 @@ def test_in_a_browser(served, browser, tmp_path, train, width):
     page.set_input_files("input[type=file]", bad)
     page.wait_for_selector("[role=alert]")
     assert "bad.jpg cannot be read" in page.inner_text("[role=alert]") and "\n" not in page.inner_text("[role=alert]")
+    page.evaluate(DROP)
+    page.wait_for_selector("text=dropped.jpg cannot be read")
     page.set_input_files("input[type=file]", good)
     page.wait_for_selector(".verdict")  # and it goes on
     assert all(url.startswith((served, "data:")) for url in asked)
