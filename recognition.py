@@ -9,6 +9,7 @@ they may be test photos, and scores and their calibration are those of the mirro
 
 import shutil
 import sys
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
 from landmarks.running.locks import held
+from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, solutions, submissions
 
@@ -48,6 +50,7 @@ def recognise(recipe: Recipe) -> None:
     mirror.require("train", "test")
     references = nonlandmarks.references(recipe.recognition.non_landmarks, mirror)
     none = nonlandmarks.listed(mirror) if calibrates else None
+    foretell(recipe, mirror)
     for one in [recipe, *recipe.beside()]:
         one.keep()
         if not run.models:
@@ -82,9 +85,15 @@ def recognise(recipe: Recipe) -> None:
     )  # fmt: skip
     gallery.keep_names(mirror, run.work)
     growing.current(run, recipe.embedding)  # a model that was trained anew sees the photos that were added before
+    if solution_csv is None:
+        print(f"{submission_csv} is not scored: the mirror has no recognition solution")
+        return
     unscored = nonlandmarks.serving_themselves(references)
+    alone = {one.run.recipe: score_alone(one, mirror, solution_csv, unscored) for one in recipe.beside()}
     for task in ["recognition"] + ["calibration"] * (curve is not None):
-        scores.write_scores(task, submission_csv, solution_csv, run.work / f"{task}.metrics.json", unscored=unscored)
+        path = run.work / f"{task}.metrics.json"
+        found_scores = scores.write_scores(task, submission_csv, solution_csv, path, unscored=unscored)
+        scores.show(task, found_scores, alone if task == "recognition" else {})
 
 
 def check(recipe: Recipe) -> None:
@@ -103,12 +112,30 @@ def check(recipe: Recipe) -> None:
 
         decision.require(run, recipe.model, recipe.verification)
     for one in [] if run.models else [recipe, *recipe.beside()]:
-        if not any((one.run.work / name).exists() for name in ("model.keras", "checkpoint.keras")):
+        if one.is_new():
             from landmarks.networks import backbones
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
             backbones.check(one.model)
+
+
+def foretell(recipe: Recipe, mirror: Mirror) -> None:
+    """Say what a first run, of this script and retrieval.py, will take: time on this machine, and disk."""
+    from landmarks.training import selection
+    from landmarks.training.forecast import forecast
+
+    new = [] if recipe.run.models else [one for one in [recipe, *recipe.beside()] if one.is_new()]
+    if not new:
+        return
+    photos = selection.train_photos(recipe.photos, mirror, recipe.run.work)
+    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+    learnt = int(photos["landmark_id"].isin(landmarks).sum())
+    seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
+    needs = [forecast(one.model, one.training, one.embedding, learnt, len(landmarks), seen) for one in new]
+    training, embedding, disk = map(sum, zip(*needs, strict=True))
+    trains = f"{time_of(training)} to train on {learnt:,} photos and " if training else ""
+    print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
@@ -128,7 +155,10 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
             model = models.build_model(len(landmarks), recipe.model)
         else:
             needs_head = recipe.recognition.recognizer == "head" or recipe.recognition.blend > 0
-            model = train(recipe.run, recipe.model, recipe.training, mirror, photos, landmarks, needs_head)
+            model = train(
+                recipe.run, recipe.model, recipe.training,
+                mirror, photos, landmarks, needs_head, recipe.embedding.whitening,
+            )  # fmt: skip
         shutil.rmtree(work / "features", ignore_errors=True)  # of a model that was here before
         (work / "delf.keras").unlink(missing_ok=True)
         models.save(model, path)
@@ -167,6 +197,20 @@ def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], refere
             found["landmark"].to_numpy(), found["score"].to_numpy(), settings.most_predicted
         )
     return found
+
+
+def score_alone(recipe: Recipe, mirror: Mirror, solution_csv: Path, unscored: Collection[str]) -> scores.Scores:
+    """How the model beside does alone, by its own recipe but without a penalty: what both together have to beat."""
+    from landmarks.neighbours import ensemble
+
+    files = ensemble.embed(recipe.run, recipe.embedding, mirror, ["test", "train"])
+    assert files is not None  # both together have been predicted by them
+    found, submission_csv = predict(recipe, mirror, files, []), recipe.run.work / "recognition.csv"
+    submissions.write_recognition(
+        submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
+    )
+    path = recipe.run.work / "recognition.metrics.json"
+    return scores.write_scores("recognition", submission_csv, solution_csv, path, unscored=unscored)
 
 
 def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:

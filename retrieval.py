@@ -110,29 +110,51 @@ def retrieve(recipe: Recipe) -> None:
         from landmarks.local_features import decision
 
         decision.require(run, recipe.model, recipe.verification)
-    by_train_photos = settings.rerank and recipe.recognition.recognizer != "head"
-    files = ensemble.embed(run, recipe.embedding, mirror, ["test", "index"] + ["train"] * by_train_photos)
+    files = ensemble.embed(run, recipe.embedding, mirror, ["test", "index"] + ["train"] * needs_train(recipe))
     if files is None:
         return
     added = growing.current(run, recipe.embedding)
     if added:
         files["index"] = [*files["index"], added.path]
         print(f"index: {len(added.landmark):,} photos that were added; scores of the mirror take them for wrong")
-    neighbours = find(run, settings, files)
-    if settings.rerank:
-        neighbours = bring_nearer(settings, neighbours, *labels(recipe, mirror, files, added))
+    neighbours = rank(recipe, mirror, files, added)
     if settings.rerank_inliers:
         everything = WithAdded(mirror, run.work)
         count = settings.rerank_inliers
         neighbours = decision.rerank(run, recipe.verification, everything, files, neighbours, count)
     submission_csv = run.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
-    scores.write_scores(
-        "retrieval",
-        submission_csv,
-        mirror.solution("retrieval"),
-        run.work / "retrieval.metrics.json",
-    )
+    solution_csv = mirror.solution("retrieval")
+    if solution_csv is None:
+        print(f"{submission_csv} is not scored: the mirror has no retrieval solution")
+        return
+    alone = {one.run.recipe: score_alone(one, mirror, settings, solution_csv) for one in recipe.beside()}
+    found = scores.write_scores("retrieval", submission_csv, solution_csv, run.work / "retrieval.metrics.json")
+    scores.show("retrieval", found, alone)
+
+
+def score_alone(recipe: Recipe, mirror: Mirror, settings: RetrievalSettings, solution_csv: Path) -> scores.Scores:
+    """How the model beside does alone, ranked in the same way: what both together have to beat."""
+    from landmarks.neighbours import ensemble
+
+    one, work = recipe.model_copy(update={"retrieval": settings}), recipe.run.work
+    files = ensemble.embed(one.run, one.embedding, mirror, ["test", "index"] + ["train"] * needs_train(one))
+    assert files is not None  # both together have been ranked by them
+    write_submission(mirror, rank(one, mirror, files), work / "retrieval.csv")
+    return scores.write_scores("retrieval", work / "retrieval.csv", solution_csv, work / "retrieval.metrics.json")
+
+
+def needs_train(recipe: Recipe) -> bool:
+    """Whether train photos tell the landmarks by which neighbours are brought nearer."""
+    return recipe.retrieval.rerank and recipe.recognition.recognizer != "head"
+
+
+def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None) -> Neighbours:
+    """The index photos nearest to each test photo, those with its landmark brought nearer."""
+    neighbours = find(recipe.run, recipe.retrieval, files)
+    if recipe.retrieval.rerank:
+        neighbours = bring_nearer(recipe.retrieval, neighbours, *labels(recipe, mirror, files, added))
+    return neighbours
 
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> Neighbours:

@@ -37,7 +37,7 @@ from benchmarks.lying_server import FAULTS, LiarServer, serving
 SCRIPTS = ("recognition.py", "retrieval.py")
 MADE = ("recognition.csv", "verification.csv", "retrieval.csv")
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--verify=lower", "--extractor=sift", "--query-expansion=1",
 ]  # fmt: skip
 RECIPES = {

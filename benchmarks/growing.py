@@ -25,7 +25,9 @@ from benchmarks.faults import PROGRAM
 from features import load_features
 from landmarks.mirrors import added
 
-SETTINGS = ["--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1"]
+SETTINGS = [
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+]  # fmt: skip
 
 
 class Case:

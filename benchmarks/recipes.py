@@ -40,10 +40,8 @@ RECIPES = {
     "ArcFace and frozen": "small-ensemble",
 }  # fmt: skip
 PLAIN = ["--whitening", "none", "--dimensions", "0"]
-FROZEN = {  # beside those that the recipes start from; names of folders, where a comma would part two of them
-    "frozen three scales": PLAIN,
-    "frozen three scales whitened": [],
-}
+WHITENED = "frozen three scales whitened"  # names of folders, where a comma would part two of them
+FROZEN = {"frozen three scales": PLAIN, WHITENED: []}  # beside those that the recipes start from
 NEIGHBOURS = ["--recognizer", "neighbours"]
 RECOGNITION = {  # settings of recognition.py
     "class centres": ["--recognizer", "centres"],
@@ -106,8 +104,8 @@ def measure(mirror: str, seeds: range, work: Path) -> None:
         print_run(name, [work / name], solutions)
     for name, runs in trained.items():
         row = print_run(name, list(runs), solutions)
-        start = starts[name][0]
-        print_row(f"... less {start}", less(row, estimates([work / start], solutions)), "", sign="+")
+        for start in (starts[name][0], WHITENED):
+            print_row(f"... less {start}", less(row, estimates([work / start], solutions)), "", sign="+")
 
     models = trained["ArcFace"]
     print("\n| ArcFace, recognition | GAP | top-1 |\n|---|---|---|")

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent
+PLAIN = [  # settings that leave the model and its embeddings as they are, unlike the default recipe
+    "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
+]  # fmt: skip
 
 
 def run(

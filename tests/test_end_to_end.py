@@ -19,7 +19,7 @@ from conftest import ROOT, make_mirror
 from features import load_features, save_features
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 
@@ -246,7 +246,8 @@ def test_a_model_beside_the_trained_one(finished, tiny_mirror, tmp_path):
         "mirrored = false\nmin_images = 5\n"
     )
     with_it = [f"--beside={other}", "--model-weights=1,2", "--no-calibrate"]
-    run("recognition.py", work, *with_it)
+    done = run("recognition.py", work, *with_it)
+    assert f"{other} public  {other} private" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert (work / "beside/labels.csv").read_text() == (work / "labels.csv").read_text()  # of the same photos
     assert (work / "beside/whitening.npz").exists() and not (work / "beside/training.csv").exists()
@@ -267,6 +268,10 @@ def test_a_model_beside_the_trained_one(finished, tiny_mirror, tmp_path):
     said = pd.read_csv(work / "recognition.csv").set_index("id")["landmarks"].str.split(" ", expand=True)
     np.testing.assert_allclose(said[1].astype(float), similarity("train").max(axis=1), atol=2e-3)
     assert len(list(work.glob("together/index/*.npz"))) == len(list(work.glob("features/index/*.npz")))
+    for task, more in {"recognition": ["--no-calibrate"], "retrieval": ["--no-rerank"]}.items():
+        beside = {name: (work / f"beside/{task}.{name}").read_bytes() for name in ("csv", "metrics.json")}
+        run(f"{task}.py", work / "beside", f"--mirror={tiny_mirror}", *more)  # alone, it says the same
+        assert beside == {name: (work / f"beside/{task}.{name}").read_bytes() for name in beside}
 
     refused = run("recognition.py", work, "--beside=small-frozen", check=False)
     assert refused.returncode == 2 and f"beside was begun with the recipe {other}" in refused.stderr

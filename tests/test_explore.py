@@ -23,7 +23,7 @@ from landmarks.neighbours.identification import Identifier
 pytest.importorskip("flask", reason="pip install -r requirements-explore.txt")
 pytest.importorskip("waitress", reason="pip install -r requirements-explore.txt")
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 DROP = """() => {  // a file that is no photo, beside the field for it

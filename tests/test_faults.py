@@ -13,7 +13,7 @@ from conftest import ROOT
 from features import load_features
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from landmarks.neighbours.identification import Identifier
 from landmarks.running.command import InputError
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=2",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 
@@ -115,6 +115,8 @@ def test_the_nearest_train_photos(finished, tiny_mirror, photos):
     answer = identifier.identify(next(photos.iterdir()).read_bytes(), top=100)
     assert [one.landmark for one in answer.nearest] == train[[one.id for one in answer.nearest]].tolist()
     assert len(answer.nearest) == len(train)
+    with pytest.raises(ValueError, match="top is 0"):
+        identifier.identify(b"", top=0)
     similarities = [one.similarity for one in answer.nearest]
     assert similarities == sorted(similarities, reverse=True)
     for one in answer.nearest[:3]:

@@ -6,7 +6,7 @@ import scripts
 from conftest import ROOT
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--bottleneck-epochs=1", "--verify=lower", "--extractor=sift", "--query-expansion=1",
 ]  # fmt: skip
 

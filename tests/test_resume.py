@@ -24,7 +24,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.running.recipe import load
 from landmarks.training import run as training
 
-mirror, folder, cases, parts = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+mirror, folder, cases, parts, plain = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 step, classes = training.Trainer._train, np.array([10, 20, 30])
 
 for (precision, loss), (part, stops) in itertools.product(cases, parts):
@@ -32,8 +32,8 @@ for (precision, loss), (part, stops) in itertools.product(cases, parts):
     work = folder / part / precision / loss
     recipe = load([
         f"--mirror={mirror}", f"--work={work}", f"--precision={precision}", f"--loss={loss}", "--recognizer=neighbours",
-        "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=2",
-        "--validation-shards=0", "--optimizer=sgd",
+        *plain, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=3",
+        "--epochs=2", "--validation-shards=0", "--optimizer=sgd",
         "--accumulate=2", "--learning-rate=0.05", "--warm-up=0", "--classes-per-batch=2", "--photos-per-class=2",
         "--subspaces=1", "--embedding-size=8", "--layer-decay=0.5",
     ])
@@ -63,7 +63,7 @@ CASES = [("float32", "softmax"), ("mixed_float16", "arcface"), ("mixed_bfloat16"
 def train(mirror: Path, folder: Path, *parts: tuple[str, int], backend="tensorflow", fork=True):
     """In a process of its own train each part, to its end or to the given step; then embed the test photos."""
     cases = CASES if backend == "tensorflow" else [("float32", "arcface"), *CASES[::2]]
-    arguments = ["-c", PROGRAM, mirror, folder, json.dumps(cases), json.dumps(parts)]
+    arguments = ["-c", PROGRAM, mirror, folder, *map(json.dumps, (cases, parts, scripts.PLAIN))]
     done = scripts.run(*arguments, environment=os.environ | {"KERAS_BACKEND": backend}, fork=fork)
     assert done.returncode == 0, done.stderr[-3000:]
 

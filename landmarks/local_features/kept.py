@@ -187,7 +187,8 @@ def _whole_ids(paths: list[Path]) -> dict[Path, set[str]]:
     checked: dict[str, list[int]] = {}
     note = paths[0].with_name(NOTE) if paths else None
     try:
-        checked = json.loads(note.read_text()) if note else {}
+        noted = json.loads(note.read_text()) if note else {}
+        checked = noted if isinstance(noted, dict) else {}
     except (FileNotFoundError, ValueError):
         pass
     stamps: dict[str, list[int]] = {}

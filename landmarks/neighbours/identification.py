@@ -123,10 +123,13 @@ class Identifier:
             threshold: of the confidence; below it the photo shows no landmark.
 
         Raises:
+            ValueError: `top` is below 1.
             OSError: the file cannot be read, or is larger than 64 MiB.
             UnreadablePhoto: it is no photo.
             InputError: its embedding is not finite.
         """
+        if top < 1:
+            raise ValueError(f"top is {top}: an answer names one landmark at least")
         seen = self._embed(photo if isinstance(photo, bytes) else read_photo(Path(photo)))
         near = self._photos.photos.nearest(seen, max(DEPTH, self._how.depth)) if self._photos else None
         found = self._by_head(seen, top) if self._settings.recognizer == "head" else self._by_votes(seen, near, top)

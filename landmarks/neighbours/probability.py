@@ -158,21 +158,21 @@ def calibrate(
     groups = folds(ids_in(there), voters, held_out, none.ids if none else [], most)
     made = made_of(sources, groups, references, recognition, verification)
     curve = kept(made, path)
-    if curve is None:
-        judged = []
+    if curve is None and groups:
+        judged = []  # by fold: a photo may be known in one and unknown in another
         serving = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
         for number, (truth, electors) in enumerate(groups):
             within = run.model_copy(update={"work": folder / str(number)})
             sample = within.work / "judged.npz"
             write_features(there, set(truth.index), sample)
-            theirs = [one._replace(serve=set(truth.index), splits=["references"]) for one in references[-1:]]
+            theirs = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]
             found = penalty.recognise(recognition, within, {**files, **serving, "test": [sample]}, electors, theirs)
             judged.append(verify(sources, sample, found) if verify else found)
         curve = fit(judged, [truth for truth, _ in groups], recognition.non_landmark_share)
-        if curve is None:
-            print("there are no train photos to tell how sure scores are: they stay as they are")
-        else:
+        if curve is not None:
             keep(curve, made, path)
+    if curve is None:
+        print("there are no train photos to tell how sure scores are: they stay as they are")
     shutil.rmtree(folder, ignore_errors=True)
     return curve
 

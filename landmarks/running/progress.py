@@ -47,3 +47,10 @@ def say(line: str) -> None:
 def size_of(count: float) -> str:
     """So many bytes, for people: 850MB."""
     return tqdm.format_sizeof(count, "B")
+
+
+def time_of(seconds: float) -> str:
+    """So long, for people, in words: 12 minutes."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

@@ -1,7 +1,7 @@
 """A recipe: all sections of settings together, from a TOML file, the work folder and the command line.
 
 A recipe in `recipes/` holds one known-good set. What the command line gives wins over the recipe; what neither gives
-has its default, which is the `small` recipe. The work folder keeps the settings that its model was made with. In all of
+has its default. The work folder keeps the settings that its model was made with. In all of
 them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever section it belongs to.
 """
 
@@ -65,6 +65,10 @@ class Recipe(BaseModel):
         with whole(self.run.work / "recipe.toml") as part:
             part.write_text(tomli_w.dumps(flat))
 
+    def is_new(self) -> bool:
+        """Whether no model has been trained in the work folder, not for one mini-epoch."""
+        return not any((self.run.work / name).exists() for name in ("model.keras", "checkpoint.keras"))
+
     def fixed(self) -> dict[str, object]:
         """The settings, by name, that all runs in one work folder share, since its model and features are made so."""
         return {name: value for _, section in self if not section.free for name, value in section}
@@ -84,7 +88,7 @@ class Recipe(BaseModel):
         if begun != name:
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        shared["checkpoint_minutes"] = self.run.checkpoint_minutes
+        shared |= {name: getattr(self.run, name) for name in ("checkpoint_minutes", "shards", "index_parts")}
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
 
     @model_validator(mode="after")
@@ -137,6 +141,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).resolve().name for folder in folders))
     if Path(given.get("mirror", "")).is_dir() and given.get("mirror"):
         given["mirror"] = str(Path(given["mirror"]).resolve())
+    if given.get("recognizer") == "head" or given.get("blend"):
+        given.setdefault("beside", "")  # a head recognises alone, whatever a recipe has beside it
     if given.get("work") == "":
         raise InputError("--work is empty: name the folder for everything that is made")
     work = Path(given.get("work", "work"))

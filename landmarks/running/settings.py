@@ -211,9 +211,9 @@ class TrainingSettings(Section):
     """steps whose gradients are averaged before the weights change"""
     keep_best: bool = False
     """keep the model of the mini-epoch with the best GAP of the nearest held-out photo, not the last one"""
-    compare_start: bool = False
+    compare_start: bool = True
     """after training compare it, on held-out photos, with the pretrained weights as they came, whitened; where it has
-    gained nothing these are kept"""
+    gained nothing these are kept, unless the head is needed. Not so where another model stands beside it"""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """share of the target that is spread over all landmarks"""
     scale: float = Field(16.0, gt=0)

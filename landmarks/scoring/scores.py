@@ -1,7 +1,7 @@
 """Submissions to scores: read with their solution, measured by half, written as JSON."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from landmarks.running.command import InputError
@@ -19,11 +19,10 @@ from landmarks.scoring.measures import (
 )
 
 PRECISION_RANKS = (1, 5, 10, 50, 100)
+Scores = dict[str, dict[str, float | None]]  # by half and measure
 
 
-def score_recognition(
-    submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()
-) -> dict[str, dict[str, float | None]]:
+def score_recognition(submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()) -> Scores:
     """The scores of a recognition submission: {"public": {"gap", "gap_landmarks_only", "top1"}, "private": ...}.
 
     Test photos in `unscored` do not count: those that have served their own scores as photos of no landmark.
@@ -33,7 +32,7 @@ def score_recognition(
     """
     solution = solutions.read_recognition_solution(solution_csv).without(unscored)
     predictions = submissions.read_recognition(submission_csv, solution)
-    scores: dict[str, dict[str, float | None]] = {}
+    scores: Scores = {}
     for part in ("public", "private"):
         predicted, truth = getattr(predictions, part), getattr(solution, part)
         scores[part] = dict.fromkeys(("gap", "gap_landmarks_only", "top1"))
@@ -46,9 +45,7 @@ def score_recognition(
     return _require_scores(scores, solution_csv)
 
 
-def score_calibration(
-    submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()
-) -> dict[str, dict[str, float | None]]:
+def score_calibration(submission_csv: Path, solution_csv: Path, unscored: Collection[str] = ()) -> Scores:
     """How near the scores of a recognition submission are to probabilities of being right, by half.
 
     {"public": {"expected_calibration_error", "brier_score", "mean_score", "right"}, "private": ...}, of the photos that
@@ -58,7 +55,7 @@ def score_calibration(
     """
     solution = solutions.read_recognition_solution(solution_csv).without(unscored)
     predictions = submissions.read_recognition(submission_csv, solution)
-    scores: dict[str, dict[str, float | None]] = {}
+    scores: Scores = {}
     for part in ("public", "private"):
         predicted, truth = getattr(predictions, part), getattr(solution, part)
         scores[part] = dict.fromkeys(("expected_calibration_error", "brier_score", "mean_score", "right"))
@@ -74,7 +71,7 @@ def score_calibration(
     return scores
 
 
-def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[str, float | None]]:
+def score_retrieval(submission_csv: Path, solution_csv: Path) -> Scores:
     """The scores of a retrieval submission: {"public": {"map@100", "p@1", ..., "median_position"}, "private": ...}.
 
     Raises:
@@ -83,7 +80,7 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
     solution = solutions.read_retrieval_solution(solution_csv)
     predictions = submissions.read_retrieval(submission_csv, solution)
     names = ("map@100", *(f"p@{k}" for k in PRECISION_RANKS), "mean_position", "median_position")
-    scores: dict[str, dict[str, float | None]] = {}
+    scores: Scores = {}
     for part in ("public", "private"):
         hits = find_hits(getattr(predictions, part), getattr(solution, part))
         scores[part] = dict.fromkeys(names)
@@ -94,32 +91,33 @@ def score_retrieval(submission_csv: Path, solution_csv: Path) -> dict[str, dict[
     return _require_scores(scores, solution_csv)
 
 
-def write_scores(task: str, submission_csv: Path, solution_csv: Path | None, path: Path, **options) -> None:
-    """Score a submission by one of `SCORERS`, print the scores as a table and write them to `path` as JSON.
+def write_scores(task: str, submission_csv: Path, solution_csv: Path, path: Path, **options) -> Scores:
+    """Score a submission by one of `SCORERS`, and write the scores to `path` as JSON.
 
-    Without a solution it says so, once for each submission, and no more. The options are those of `score_recognition`
-    or `score_retrieval`.
+    The options are those of `score_recognition` or `score_retrieval`.
     """
-    if solution_csv is None:
-        if task != "calibration":
-            print(f"{submission_csv} is not scored: the mirror has no {task} solution")
-        return
-    import pandas as pd  # a third of a second, which metrics.py need not wait for
-
     scores = SCORERS[task](submission_csv, solution_csv, **options)
     with whole(path) as part:
         part.write_text(json.dumps(scores, indent=2) + "\n")
-    table = pd.DataFrame(scores, dtype=float).rename_axis(task, axis="columns")
+    return scores
+
+
+def show(task: str, scores: Scores, beside: Mapping[str, Scores]) -> None:
+    """Print scores as a table, with those of others by their names beside them."""
+    import pandas as pd  # a third of a second, which metrics.py need not wait for
+
+    columns = scores | {f"{name} {half}": found for name, theirs in beside.items() for half, found in theirs.items()}
+    table = pd.DataFrame(columns, dtype=float).rename_axis(task, axis="columns")
     print(table.to_string(float_format="{:.3f}".format, na_rep="-"))
 
 
-def _require_scores(scores: dict[str, dict[str, float | None]], solution_csv: Path):
+def _require_scores(scores: Scores, solution_csv: Path):
     if all(value is None for part in scores.values() for value in part.values()):
         raise InputError(f"{solution_csv} has nothing to score: no Public or Private row with a landmark or an image")
     return scores
 
 
-SCORERS: dict[str, Callable[..., dict[str, dict[str, float | None]]]] = {
+SCORERS: dict[str, Callable[..., Scores]] = {
     "recognition": score_recognition,
     "calibration": score_calibration,
     "retrieval": score_retrieval,

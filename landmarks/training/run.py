@@ -20,6 +20,7 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
+from landmarks.networks.whitening import Method
 from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, Stopped, check_stop, warn
 from landmarks.running.files import require_space, whole
@@ -42,6 +43,7 @@ def train(
     photos: pd.DataFrame,
     landmarks: np.ndarray,
     needs_head: bool = False,
+    whitening: Method = "none",
 ) -> keras.Model:
     """Train on the mirror's train shards, from the checkpoint in the work folder if there is one.
 
@@ -50,7 +52,10 @@ def train(
     Photos that are not in `photos` (`id`, `landmark_id`), or whose landmark is not in `landmarks` (classes,), are
     passed over. With `bottleneck_epochs` the top learns before, so that no backbone is trained under a random top. With
     `compare_start` a model that finds held-out photos no better than its first weights, whitened, gives way to these,
-    which have no head, unless one is needed.
+    which have no head, unless one is needed or another model stands beside it.
+
+    Args:
+        whitening: what follows, by which the model is compared.
 
     Raises:
         InputError: the work folder was begun on other photos, the checkpoint does not load, or triplets are to be drawn
@@ -93,17 +98,18 @@ def train(
         drawn = stream(training, mirror, names, classes, done)
     trainer.train(drawn, validation.scores)
     trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
-    if not training.compare_start:
+    if not training.compare_start or run.beside or model.weights == "none":
         return trained
-    can_tell = model.weights != "none" and start.can_tell(validation.classes)
-    first = start.whitened(model, training, mirror, names, classes) if can_tell else None
+    given = model, training, mirror, names, classes
+    first = start.whitened(*given) if start.can_tell(validation.classes) else None
     if first is None:
         print(
-            f"training is not held against its first weights: these are random, fewer than {start.FEWEST} held-out "
-            f"photos have another of their landmark, or embeddings have more than {start.LARGEST:,} numbers"
+            f"training is not held against its first weights: fewer than {start.FEWEST} held-out photos have another "
+            f"of their landmark, or embeddings have more than {start.LARGEST:,} numbers"
         )
         return trained
-    return start.better(trained, first, validation, not needs_head)
+    after = None if whitening == "none" else start.whitening(whitening, trained, *given)
+    return start.better(trained, first, validation, not needs_head, after)
 
 
 def _claim(work: Path, classes: pd.Series) -> None:

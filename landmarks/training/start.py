@@ -30,12 +30,35 @@ def whitened(
         classes: by photo id, of the photos to find it from.
     """
     plain = settings.model_copy(update={"loss": "none", "embedding_size": 0})
-    predictor = models.predictor(models.build_model(0, plain, training.seed))
+    found = whitening("lda", models.build_model(0, plain, training.seed), settings, training, mirror, names, classes)
+    if found is None:
+        return None
+    after = {"embedding_layer": "affine", "embedding_size": found.projection.shape[1]}
+    model = models.build_model(0, plain.model_copy(update=after), training.seed)
+    model.get_layer("embedding").set_weights([found.projection, -found.mean @ found.projection])
+    return model
+
+
+def whitening(
+    method: whitenings.Method,
+    model: keras.Model,
+    settings: ModelSettings,
+    training: TrainingSettings,
+    mirror: Mirror,
+    names: list[str],
+    classes: pd.Series,
+) -> whitenings.Whitening | None:
+    """What whitens a model's embeddings, found from those of train photos; None where these or their size forbid it.
+
+    Args:
+        names, classes: as for `whitened`.
+    """
+    predictor = models.predictor(model)
     if predictor.output["embedding"].shape[-1] > LARGEST:
         return None
     found: list[np.ndarray] = []
     ids: list[str] = []
-    for shard in Progress(mirror.stream("train", names), "embed by the first weights", len(names), unit=" shards"):
+    for shard in Progress(mirror.stream("train", names), "embed to compare", len(names), unit=" shards"):
         there = [identity for identity in shard.ids if identity in classes.index]
         for some, photos in Batches(shard, there, settings.image_size, training.batch_size):
             check_stop()
@@ -46,12 +69,8 @@ def whitened(
     if len(ids) < 2:
         return None
     embeddings, landmark = np.concatenate(found), classes[ids].to_numpy()
-    shrinkage = whitenings.choose_shrinkage("lda", embeddings, landmark, 0)
-    mean, projection = next(whitenings.fit("lda", embeddings, landmark, [shrinkage], 0))
-    after = {"embedding_layer": "affine", "embedding_size": projection.shape[1]}
-    model = models.build_model(0, plain.model_copy(update=after), training.seed)
-    model.get_layer("embedding").set_weights([projection, -mean @ projection])
-    return model
+    shrinkage = whitenings.choose_shrinkage(method, embeddings, landmark, 0)
+    return next(whitenings.fit(method, embeddings, landmark, [shrinkage], 0))
 
 
 def can_tell(classes: np.ndarray) -> bool:
@@ -60,15 +79,27 @@ def can_tell(classes: np.ndarray) -> bool:
     return bool(counts[counts > 1].sum() >= FEWEST)
 
 
-def better(trained: keras.Model, start: keras.Model, validation: Validation, may_keep_start: bool) -> keras.Model:
+def better(
+    trained: keras.Model,
+    start: keras.Model,
+    validation: Validation,
+    may_keep_start: bool,
+    after: whitenings.Whitening | None = None,
+) -> keras.Model:
     """The one of two models by which held-out photos find each other; a line says how much better which is.
 
     Each held-out photo that is not its landmark's only one is looked for among the others; average precisions are
     compared in pairs. `start` is kept where training has gained nothing, if it may be: it has no head.
+
+    Args:
+        after: the whitening of `trained`, where it is to have one.
     """
+    of_trained = validation.embeddings(trained)
+    if after is not None:
+        of_trained = after(of_trained)
     precisions = [
-        np.array(whitenings.average_precisions(validation.embeddings(model), validation.classes))
-        for model in (trained, start)
+        np.array(whitenings.average_precisions(embeddings, validation.classes))
+        for embeddings in (of_trained, validation.embeddings(start))
     ]
     gain = precisions[0] - precisions[1]
     error = gain.std(ddof=1) / np.sqrt(len(gain))

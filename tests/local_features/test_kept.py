@@ -233,3 +233,12 @@ def test_a_stop_leaves_no_half_file(shard, tmp_path):
     kept(shard, counting, shard[2], tmp_path)
     assert counting.photos == len(shard[2])
     assert zipfile.ZipFile(tmp_path / "local/test/images_000.npz").testzip() is None
+
+
+@pytest.mark.parametrize("note", ["[]", "null", "{", "\0"])
+def test_a_damaged_note_of_what_was_checked_is_no_more_than_lost(shard, tmp_path, note):
+    counting, ids = Counting(), shard[2]
+    kept(shard, counting, ids, tmp_path)
+    (tmp_path / "local/test" / kept_files.NOTE).write_text(note)
+    kept(shard, counting, ids, tmp_path)
+    assert counting.photos == len(ids)

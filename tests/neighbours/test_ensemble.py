@@ -122,7 +122,8 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
 
 
 FROZEN = [
-    "--backbone=Tiny", "--weights=none", "--loss=none", "--image-size=32", "--scales=1,2", "--whitening=lda"
+    "--beside=", "--backbone=Tiny", "--weights=none", "--loss=none", "--image-size=32", "--scales=1,2",
+    "--whitening=lda",
 ]  # fmt: skip
 
 

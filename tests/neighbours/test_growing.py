@@ -21,7 +21,7 @@ from landmarks.neighbours.identification import Identifier
 from landmarks.running.command import InputError
 
 SETTINGS = [
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--learning-rate=3e-3",
 ]  # fmt: skip
 

@@ -3,11 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from conftest import write_features
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from features import load_features
 from landmarks.neighbours import probability
+from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
+from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
+from landmarks.running.settings import RunSettings
 from landmarks.scoring.measures import gap
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -15,11 +20,12 @@ curves = st.builds(Curve, st.one_of(st.just(0.0), st.floats(1e-3, 1e6)), st.floa
 
 
 @given(curves, st.lists(st.one_of(finite, st.floats(0, 1), st.floats(0, 1e-80)), min_size=1, max_size=30))
+@example(Curve(0.0, 0.0, False), [1.7976931348623157e308, -1e292])
 def test_the_order_and_the_ties_of_scores_stay(curve, scores):
     score = np.array(scores)
     found = curve.of(score)
     assert ((found > 0) & (found < 1)).all()
-    assert (np.sign(found[:, None] - found) == np.sign(score[:, None] - score)).all()
+    assert ((found[:, None] < found) == (score[:, None] < score)).all()
 
 
 @given(curves, st.lists(st.tuples(finite, st.booleans()), min_size=1, max_size=30))
@@ -172,3 +178,48 @@ def test_a_curve_is_kept_with_what_it_was_made_of(tmp_path):
                    whole.replace("2.5", '"x"'), whole.replace("2.5", "-1")):  # fmt: skip
         path.write_text(spoilt)
         assert probability.kept("this", path) is None
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_photos_are_recognised_by_the_others_and_verified(tmp_path, monkeypatch, verified):
+    """Two landmarks of six photos each, known by their direction; photo 5 of the first one is turned to the other."""
+    embeddings = np.repeat(np.eye(2), 6, axis=0)
+    embeddings[5] = [0.28, 0.96]
+    files = {"train": write_features(tmp_path, "train", embeddings)}
+    voters = pd.DataFrame({"id": [f"train{n}" for n in range(12)], "landmark_id": np.repeat([3, 4], 6)})
+    calls, fitted = [], []
+
+    def verify(sources, sample, found):
+        assert sources == files and sorted(load_features(sample).ids) == sorted(found.index)
+        calls.extend(found.index)
+        return found[found.index != "train5"]
+
+    def fit(found, truth, share):
+        fitted.append((pd.concat(found), pd.concat(truth), share))
+        return Curve(2.0, 1.0, False)
+
+    monkeypatch.setattr(probability, "fit", fit)
+    none, held_out = References({"train11"}, ["train"], set()), set(voters["id"]) - {"train0"}
+    settings = RunSettings(work=tmp_path), RecognitionSettings(non_landmark_share=0.3), VerificationSettings()
+    given = *settings, files, voters, held_out, [], none, verify if verified else None
+    assert probability.calibrate(*given) == probability.calibrate(*given) == Curve(2.0, 1.0, False)
+    judged = sorted(held_out)
+    assert sorted(calls) == (judged if verified else [])
+    [(found, truth, share)] = fitted  # once: the curve is kept
+    assert share == 0.3
+    assert truth.to_dict() == {**voters.set_index("id")["landmark_id"].drop("train0"), "train11": -1}
+    named = {identity: 3 if identity in ("train1", "train2", "train3", "train4") else 4 for identity in judged}
+    score = dict.fromkeys(judged, 1.0) | {"train5": 0.96}
+    left = [identity for identity in judged if not (verified and identity == "train5")]
+    assert found["landmark"].sort_index().to_dict() == {identity: named[identity] for identity in left}
+    assert found["score"].sort_index().to_dict() == pytest.approx({identity: score[identity] for identity in left})
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_where_nobody_can_be_judged_scores_stay(tmp_path, capsys):
+    files = {"train": write_features(tmp_path, "train", np.eye(2))}
+    voters = pd.DataFrame({"id": ["train0", "train1"], "landmark_id": [3, 4]})
+    none = References({"gone"}, ["train"], set())
+    given = RunSettings(work=tmp_path), RecognitionSettings(), VerificationSettings(), files, voters, set(), [], none
+    assert probability.calibrate(*given, None) is None
+    assert "they stay as they are" in capsys.readouterr().out

@@ -463,7 +463,7 @@ faiss.knn = counted
 for script in ("recognition.py", "retrieval.py"):
     begun = len(calls)
     sys.argv = [script, f"--work={work}", f"--mirror={mirror}", "--votes=3", "--index-parts=2", "--image-size=32",
-                "--backbone=Tiny", "--weights=none", "--no-calibrate"]
+                "--backbone=Tiny", "--weights=none", "--no-calibrate", *PLAIN]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -488,7 +488,7 @@ def test_both_scripts_killed_in_their_searches_go_on(tiny_mirror, tmp_path):
             shutil.copy(tmp_path / "killed/model.keras", tmp_path / name)
 
     def run(name, kill_at=0):
-        done = scripts.run("-c", BOTH_SCRIPTS, tiny_mirror, tmp_path / name, kill_at)
+        done = scripts.run("-c", f"PLAIN = {scripts.PLAIN}\n{BOTH_SCRIPTS}", tiny_mirror, tmp_path / name, kill_at)
         assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr[-3000:]
         calls = [line.split() for line in done.stdout.splitlines() if line.startswith("re") and ".py " in line]
         return {script: int(count) for script, count in calls}

@@ -10,7 +10,7 @@ from landmarks.neighbours import penalty
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
 from landmarks.running.command_line import FIRST, flag
-from landmarks.running.recipe import SECTION_OF, Recipe, load, selected
+from landmarks.running.recipe import SECTION_OF, load, selected
 
 
 def penalty_of(recipe):
@@ -19,7 +19,14 @@ def penalty_of(recipe):
 
 
 def test_small_is_the_default():
-    assert load([]) == load(["--recipe", "small"]) == Recipe()
+    assert load([]) == load(["--recipe", "small"])
+
+
+def test_a_head_recognises_alone_whatever_the_recipe_has_beside_it():
+    assert load([]).run.beside == "small-frozen"
+    assert load(["--recognizer=head"]).run.beside == load(["--blend=1"]).run.beside == ""
+    with pytest.raises(InputError, match="several models have no head in common"):
+        load(["--recognizer=head", "--beside=small-frozen"])
 
 
 def test_every_shipped_recipe_is_valid():
@@ -120,7 +127,7 @@ WRONG = [
     (["--loss", "triplet", "--blend", "1"], "triplets train no head.*--blend 0"),
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
-    (["--model-weights", "1,2"], "2 --model-weights for 1 models"),
+    (["--model-weights", "1,2,3"], "3 --model-weights for 2 models"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
 
@@ -181,7 +188,7 @@ def test_the_work_folder_remembers_its_settings(tmp_path):
 
 def finished(folder, *arguments):
     """A work folder as training leaves it."""
-    load(["--work", str(folder), *arguments]).keep()
+    load(["--work", str(folder), "--beside=", *arguments]).keep()
     for name in ("model.keras", "labels.csv"):
         (folder / name).touch()
 
@@ -256,7 +263,7 @@ def test_the_crop_follows_the_image_size():
 
 def test_a_narrow_terminal_is_no_error(monkeypatch):
     monkeypatch.setenv("COLUMNS", "3")
-    assert load([]) == Recipe()
+    assert load([]).run.recipe == "small"
 
 
 def test_selected():

@@ -5,7 +5,7 @@ import pytest
 
 from landmarks.running.command import InputError
 from landmarks.scoring import solutions
-from landmarks.scoring.scores import score_calibration, score_recognition, score_retrieval, write_scores
+from landmarks.scoring.scores import score_calibration, score_recognition, score_retrieval, show, write_scores
 
 
 def write(path, *lines):
@@ -128,14 +128,15 @@ def test_a_gzip_bomb_ends_in_one_line(tmp_path, monkeypatch):
 def test_write_scores(tmp_path, capsys):
     submission, solution = recognition_files(tmp_path)
     path = tmp_path / "recognition.metrics.json"
-    write_scores("recognition", submission, None, path)
-    assert not path.exists() and "not scored" in capsys.readouterr().out
-    write_scores("calibration", submission, None, path)
-    assert not path.exists() and capsys.readouterr().out == ""  # `recognition` has said so
-    write_scores("recognition", submission, solution, path)
-    scores = json.loads(path.read_text())
-    assert scores == score_recognition(submission, solution)
+    scores = write_scores("recognition", submission, solution, path)
+    assert json.loads(path.read_text()) == scores == score_recognition(submission, solution)
+    show("recognition", scores, {})
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["recognition", "public", "private"]
     shown = [[name, *(f"{scores[half][name]:.3f}" for half in ("public", "private"))] for name in scores["public"]]
     assert [row.split() for row in rows] == shown
+    other = {half: {name: 0.25 for name in scores[half]} for half in scores}
+    show("recognition", scores, {"frozen": other})
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["recognition", "public", "private", "frozen", "public", "frozen", "private"]
+    assert [row.split() for row in rows] == [[*row, "0.250", "0.250"] for row in shown]

@@ -47,6 +47,9 @@ def test_the_better_one_is_kept_and_the_gain_is_said(held_out, capsys):
     assert f"whitened, {worse:.3f}: {1 - worse:+.3f} ± " in said and "training paid" in said
     assert start.better(bad, good, validation, True) is good
     assert "training did not pay: the first weights, whitened, are kept" in capsys.readouterr().out
+    other = bad.copy()
+    assert start.better(other, bad, validation, True, after=lambda _: good) is other  # whitened too, it is good
+    assert "training paid" in capsys.readouterr().out
     assert start.better(bad, good, validation, False) is bad
     assert "training did not pay; --loss none" in capsys.readouterr().out
 
@@ -104,7 +107,7 @@ def test_the_dense_layer_is_the_whitening(tiny_mirror, tmp_path):
 
 def test_a_training_that_spoils_the_net_keeps_its_start(tmp_path, monkeypatch, capsys):
     mirror = open_mirror(str(make_mirror(tmp_path / "mirror", landmarks=3, train=40)), tmp_path)
-    recipe, photos = settings(tmp_path, compare_start=True), mirror.train()
+    recipe, photos = settings(tmp_path), mirror.train()
     landmarks = np.unique(photos["landmark_id"])
     given = recipe.run, recipe.model, recipe.training, mirror, photos, landmarks
     (tmp_path / "work").mkdir()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import recipe_with
+from scripts import PLAIN
 
 import model as models
 import recognition
@@ -47,7 +48,7 @@ def recipe(tiny_mirror, tmp_path):
 def settings(mirror, work):
     return load(
         [
-            f"--mirror={mirror}", f"--work={work}", "--weights=none", "--image-size=32", "--crop=1",
+            f"--mirror={mirror}", f"--work={work}", *PLAIN, "--weights=none", "--image-size=32", "--crop=1",
             "--pooling=flatten", "--embedding-size=16", "--embedding-layer=relu", "--batch-size=2", "--freeze=2",
             "--bottleneck-epochs=2", "--epochs=1", "--optimizer=sgd", "--learning-rate=0.01", "--schedule=steps",
             "--no-flip",

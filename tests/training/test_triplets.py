@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny  # noqa: F401
 from PIL import Image
+from scripts import PLAIN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model as models
@@ -24,7 +25,7 @@ LANDMARKS = np.array([10, 20, 30])
 def settings(mirror, work, *more):
     return load(
         [
-            f"--mirror={mirror}", f"--work={work}", "--backbone=Tiny", "--weights=none", "--image-size=32",
+            f"--mirror={mirror}", f"--work={work}", *PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32",
             "--crop=1", "--loss=triplet", "--embedding-size=8", "--classes-per-batch=2", "--photos-per-class=3",
             "--subspaces=2", "--optimizer=sgd", "--learning-rate=1e-4", "--accumulate=2", "--epochs=2",
             "--validation-shards=1", *more,
