@@ -225,7 +225,7 @@ def embed(
     rest = [name for name in todo if name not in there]
     for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
         sizes = settings.sizes(image_size)
-        features = _embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
+        features = embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
         if whitening:
             features = whitened(features, whitening)
         save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
@@ -297,7 +297,7 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
     return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
-def _embed_shard(
+def embed_shard(
     predictor: "keras.Model",
     landmarks: np.ndarray,
     split: str,

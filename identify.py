@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from landmarks.mirrors import added
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.pictures import photos_of, side_by_side
@@ -127,9 +128,11 @@ def draw(path: Path, answer: "Answer", recipe: Recipe, out: Path) -> None:
         if source == "sample" and not cache.exists():
             raise InputError("the sample is in the work folder no more")
         mirror = open_mirror(source, cache, recipe.training.seed, recipe.source)
-        photos = photos_of(mirror, "train", {one.id: one.shard for one in answer.nearest})
+        shard_of = {one.id: one.shard for one in answer.nearest if one.shard != added.ADDED}
+        photos = photos_of(mirror, "train", shard_of)
     except InputError as error:
         raise InputError(f"no picture of train photos: {error}") from error
+    photos |= added.photos_of(recipe.run.work, [one.id for one in answer.nearest if one.shard == added.ADDED])
     row: list[tuple[bytes | None, str]] = [(read_photo(path), path.name)]
     row += [(photos.get(one.id), f"{one.similarity:.3f} {one.landmark} {one.name}") for one in answer.nearest]
     try:

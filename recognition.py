@@ -3,7 +3,8 @@
     python recognition.py [--recipe NAME|FILE.toml] [--mirror sample|URL|DIR] [--work DIR|A,B] [settings...]
 
 `--help` names every setting. The same command goes on where an earlier run was stopped. With `--work A,B` the models of
-two finished work folders, or more, recognise together.
+two finished work folders, or more, recognise together. Photos that `retrieval.py add` brought do not vote here, since
+they may be test photos, and scores and their calibration are those of the mirror; identify.py lets them vote.
 """
 
 import shutil
@@ -61,7 +62,7 @@ def recognise(recipe: Recipe) -> None:
             whiten(one, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
     splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
-    from landmarks.neighbours import ensemble, gallery  # Keras takes seconds, which --help need not wait for
+    from landmarks.neighbours import ensemble, gallery, growing  # Keras takes seconds, which --help need not wait for
 
     files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
@@ -87,6 +88,7 @@ def recognise(recipe: Recipe) -> None:
         files.get("train", []), voters_of(recipe, mirror), references, curve is not None,
     )  # fmt: skip
     gallery.keep_names(mirror, run.work)
+    growing.current(run, recipe.embedding)  # a model that was trained anew sees the photos that were added before
     if solution_csv is None:
         print(f"{submission_csv} is not scored: the mirror has no recognition solution")
         return

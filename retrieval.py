@@ -1,17 +1,24 @@
 """Find the photos of the same landmark in the index: embed, search, re-rank, write and score the submission.
 
     python retrieval.py [--work DIR|A,B] [the settings of recognition.py]
+    python retrieval.py add WORK FOLDER                                 photos that the index shall have too
+    python retrieval.py remove WORK [ID...] [--landmark NAME] [--all]   ... and shall have no longer
 
 `--work` names the folder with the model that recognition.py trained, or several. The same command goes on where an
 earlier run was stopped. With `--shards 0:17` it only embeds these shards: several runs share the work, and a last one,
 without it, merges.
+
+Photos that were added are found among the others, so they stand in retrieval.csv: its scores take them for wrong, and a
+competition does not know them. Those of known landmarks vote when neighbours are re-ranked.
 """
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from landmarks.mirrors.added import WithAdded
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
@@ -20,11 +27,15 @@ from landmarks.report import ending
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
+from landmarks.running.command import InputError
 from landmarks.running.history import noted
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import scores, solutions, submissions
+
+if TYPE_CHECKING:
+    from landmarks.neighbours.growing import Added
 
 UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what is recognition.py's alone
     "checkpoint_minutes", "blend", "non_landmarks", "penalty", "penalty_weight", "most_predicted", "calibrate",
@@ -33,6 +44,10 @@ UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what i
 
 
 def main() -> None:
+    if sys.argv[1:2] in (["add"], ["remove"]):
+        return grow()
+    if {"-h", "--help"} & set(sys.argv):
+        print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
     recipe = recipes.load(sys.argv[1:], UNUSED)
     run = recipe.run
     if run.time_limit:
@@ -47,6 +62,43 @@ def main() -> None:
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "retrieval")
 
 
+def grow() -> None:
+    """Add photos to what a finished work folder knows, or take them out: the commands `add` and `remove`."""
+    parser = command.Parser(prog="retrieval.py", description="Let the index of a finished work folder grow.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser(
+        "add", help="photos that the index shall have too",
+        description="Photos in a folder of FOLDER show the landmark of its name, or number: a known one, or a new one, "
+        "which identify.py names from then on. Those in FOLDER itself are found in the index, and no more. Nothing is "
+        "trained. The same photo once more is passed over.",
+    )  # fmt: skip
+    adding.add_argument("work", metavar="WORK", help="of a finished run; A,B for several models together")
+    adding.add_argument("folder", metavar="FOLDER", type=Path, help="of photos, and of folders of them")
+    adding.add_argument("--nested", action="store_true", help="landmarks may lie deeper, as in mirror.py import")
+    removing = commands.add_parser("remove", help="photos that were added, and shall be there no longer")
+    removing.add_argument("work", metavar="WORK")
+    removing.add_argument("ids", metavar="ID", nargs="*", help="of such a photo, as WORK/added/photos.csv has it")
+    removing.add_argument("--landmark", action="append", default=[], help="all that were added of it: name or number")
+    removing.add_argument("--all", action="store_true", help="all that were added")
+    given = parser.parse_args()
+    if given.command == "remove" and not (given.ids or given.landmark or given.all):
+        raise InputError("name the photos to take out: their ids, --landmark NAME, or --all; see --help")
+    recipe = recipes.load([f"--work={given.work}"])
+    run = recipe.run
+    for folder in run.folders:
+        recipes.of(folder)  # there is a trained model
+    command.prepare_backend()
+    from landmarks.neighbours import ensemble, gallery, growing
+
+    with held(run.work, *run.folders):
+        if given.command == "remove":
+            growing.remove(run.work, given.ids, given.landmark, given.all)
+        else:
+            members = ensemble.members(run, recipe.embedding)
+            kept = gallery.opened(run, members, recipe.recognition, recipe.verification)
+            growing.add(run, recipe.embedding, recipe.recognition, kept, given.folder, given.nested)
+
+
 def retrieve(recipe: Recipe) -> None:
     """The whole job, with the work folder to itself."""
     run, settings = recipe.run, recipe.retrieval
@@ -56,7 +108,7 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
-    from landmarks.neighbours import ensemble  # Keras takes seconds, which --help and a wrong setting need not wait for
+    from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:
         from landmarks.local_features import decision
@@ -65,9 +117,15 @@ def retrieve(recipe: Recipe) -> None:
     files = ensemble.embed(run, recipe.embedding, mirror, ["test", "index"] + ["train"] * needs_train(recipe))
     if files is None:
         return
-    neighbours = rank(recipe, mirror, files)
+    added = growing.current(run, recipe.embedding)
+    if added:
+        files["index"] = [*files["index"], added.path]
+        print(f"index: {len(added.landmark):,} photos that were added; scores of the mirror take them for wrong")
+    neighbours = rank(recipe, mirror, files, added)
     if settings.rerank_inliers:
-        neighbours = decision.rerank(run, recipe.verification, mirror, files, neighbours, count=settings.rerank_inliers)
+        everything = WithAdded(mirror, run.work)
+        count = settings.rerank_inliers
+        neighbours = decision.rerank(run, recipe.verification, everything, files, neighbours, count)
     submission_csv = run.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
     solution_csv = mirror.solution("retrieval")
@@ -95,11 +153,11 @@ def needs_train(recipe: Recipe) -> bool:
     return recipe.retrieval.rerank and recipe.recognition.recognizer != "head"
 
 
-def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> Neighbours:
+def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None) -> Neighbours:
     """The index photos nearest to each test photo, those with its landmark brought nearer."""
     neighbours = find(recipe.run, recipe.retrieval, files)
     if recipe.retrieval.rerank:
-        neighbours = bring_nearer(recipe.retrieval, neighbours, *labels(recipe, mirror, files))
+        neighbours = bring_nearer(recipe.retrieval, neighbours, *labels(recipe, mirror, files, added))
     return neighbours
 
 
@@ -131,7 +189,9 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     )  # fmt: skip
 
 
-def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list[pd.DataFrame]:
+def labels(
+    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None
+) -> list[pd.DataFrame]:
     """The `landmark` of all test and all index photos, by id, and how sure it is (`score`): as the recognizer has them.
 
     Of votes that is their power mean, so that it is a similarity, however many vote with whatever power; `soft`
@@ -147,6 +207,10 @@ def labels(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]]) -> list
         votes, power = 1, 1.0
     voting_photos = voters(settings.vote_all, recipe.photos, mirror, run.folders[0])
     gallery = voting.gallery(settings.recognizer, files["train"], voting_photos, run.work)
+    if added:
+        from landmarks.neighbours import growing
+
+        gallery = growing.voting(added, settings.recognizer, *gallery)
     found = []
     for split in ("test", "index"):
         keep = run.work / f"neighbours/{split}-by-{settings.recognizer}"

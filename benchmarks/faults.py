@@ -48,8 +48,8 @@ RECIPES = {
     "bottleneck": ["--bottleneck-epochs=1", "--embedding-size=8", "--embedding-layer=relu", "--recognizer=head"],
 }
 
-# Runs a script and counts what writes in its work folder: files opened for it, folders made, renames and fsyncs.
-# At the given number it dies or raises; the count is written down when it ends.
+# Runs a script and counts what writes in its work folder: files opened for it, folders made, renames, fsyncs and
+# deletions. At the given number it dies or raises; the count is written down when it ends.
 PROGRAM = """
 import errno, os, resource, runpy, signal, sys
 
@@ -72,6 +72,8 @@ def heard(event, arguments):
     if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
         operation(arguments[0])
     if event == "os.rename" or (event == "os.mkdir" and not os.path.isdir(arguments[0])):
+        operation(arguments[0])
+    if event == "os.remove" and fault in ("none", "SIGKILL"):  # a full disk lets files go
         operation(arguments[0])
 
 def flush(file):

@@ -15,7 +15,9 @@ from landmarks.running.command_line import flag
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
-STORY = ["README.md", "guide.md", "recipes.md", "formats.md", "questions.md"]  # whose commands follow one another
+STORY = [  # pages whose commands follow one another
+    "README.md", "guide.md", "recipes.md", "formats.md", "questions.md", "growing.md",
+]  # fmt: skip
 TINY = [
     *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--extractor=sift",
@@ -122,6 +124,7 @@ def place(tiny_mirror, tmp_path_factory) -> Path:
     for number, name in enumerate(("eiffel-tower", "tower-bridge")):
         photos_in(folder / "my-photos" / name, 6, seed=10 * number)
     photos_in(folder / "other-photos", 6, seed=20)
+    photos_in(folder / "new-photos/My church", 3, seed=40)
     for number, name in enumerate(("photo", "A", "B")):
         (folder / f"{name}.jpg").write_bytes(jpeg(30 + number, (200, 150)))
     shutil.copytree(tiny_mirror, folder / "MIRROR")

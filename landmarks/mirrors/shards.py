@@ -156,13 +156,13 @@ class FolderShard:
     def size(self, identity: str) -> int:
         """Bytes of the encoded photo; -1 when it is missing."""
         try:
-            return os.stat(f"{self.root}/{_member_name(identity)}").st_size
+            return os.stat(f"{self.root}/{member_name(identity)}").st_size
         except OSError:
             return -1
 
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing, too large, or a device or pipe that may have no end."""
-        return read_photo(self.root / _member_name(identity))
+        return read_photo(self.root / member_name(identity))
 
     def close(self) -> None:
         pass
@@ -185,10 +185,11 @@ def write_tar(path: Path, photos: Iterable[tuple[str, bytes]]) -> None:
     """
     with whole(path) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
         for identity, data in photos:
-            member = tarfile.TarInfo(_member_name(identity))
+            member = tarfile.TarInfo(member_name(identity))
             member.size = len(data)
             tar.addfile(member, BytesIO(data))
 
 
-def _member_name(identity: str) -> str:
+def member_name(identity: str) -> str:
+    """Where a photo is in a tar or a tree: a/b/c/ID.jpg."""
     return "/".join([*identity[:3], f"{identity}.jpg"])

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,9 @@ FOLDERS_NAMED = 3
 class Survey:
     """What is found in a folder of photos per landmark.
 
-    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark) and `group`
-    (int: alike for near-duplicates), `categories` the landmarks' names, `passed_over` (id, path, reason) of all else.
+    `photos` has `id` (str), `url` (str: the path), `landmark_id` (Int64, NA for a photo of no landmark), `hash`
+    (uint64: the perceptual one) and `group` (int: alike for near-duplicates), `categories` the landmarks' names,
+    `passed_over` (id, path, reason) of all else.
     """
 
     photos: pd.DataFrame
@@ -50,6 +51,39 @@ def survey(folder: Path, none: Path | None, nested: bool) -> Survey:
     _leave_out_unreadable(found)
     _leave_out_copies(found)
     _require(found, folder, none)
+    return found
+
+
+def survey_more(
+    folder: Path, nested: bool, before: pd.DataFrame, number: Callable[[list[str]], dict[str, int]]
+) -> Survey:
+    """Look at every file below `folder` for photos to be added to those of `before`, which stay whatever is found.
+
+    As `survey`, but that photos in `folder` itself are of no landmark that is known, and one photo is enough.
+
+    Args:
+        before: `id`, `url`, `landmark_id` and `hash`; a copy of one of them is passed over.
+        number: gives landmarks, by their names, their ids.
+
+    Returns:
+        `photos` has `hash`, the perceptual one, too.
+
+    Raises:
+        InputError: photos lie deeper than landmarks are looked for, or there are none.
+    """
+    found = _list_files(folder, None, nested, loose=True)
+    if found.photos.empty:
+        raise InputError(f"{folder} holds no photo ({', '.join(sorted(SUFFIXES))})")
+    numbers = number(list(found.categories.values()))
+    own = {old: numbers[name] for old, name in found.categories.items()}
+    found.photos["landmark_id"] = found.photos["landmark_id"].map(own).astype("Int64")
+    found.categories = {own[old]: name for old, name in found.categories.items()}
+    _leave_out_unreadable(found)
+    if len(before):
+        found.photos = pd.concat([before.assign(bytes=np.iinfo(np.int64).max), found.photos], ignore_index=True)
+    _leave_out_copies(found)
+    found.photos = found.photos[~found.photos["id"].isin(before["id"])]
+    found.passed_over = [one for one in found.passed_over if one[0] not in set(before["id"])]
     return found
 
 
@@ -76,7 +110,8 @@ def _require(found: Survey, folder: Path, none: Path | None) -> None:
         )
 
 
-def _list_files(folder: Path, none: Path | None, nested: bool) -> Survey:
+def _list_files(folder: Path, none: Path | None, nested: bool, loose: bool = False) -> Survey:
+    """With `loose` photos in `folder` itself are of no landmark, else they are passed over."""
     files = [
         (path, path.relative_to(folder).as_posix())
         for path in _files_below(folder)
@@ -86,7 +121,7 @@ def _list_files(folder: Path, none: Path | None, nested: bool) -> Survey:
         files += [(path, f"/{path.relative_to(none).as_posix()}") for path in _files_below(none)]
     passed_over, photos = [], []
     for path, name in files:
-        landmark = None if name.startswith("/") else path.parent
+        landmark = None if name.startswith("/") or (loose and path.parent == folder) else path.parent
         if reason := _reason_to_pass_over(path) or ("in no landmark's folder" if landmark == folder else None):
             passed_over.append((_identity(name), str(path), reason))
         else:
@@ -171,9 +206,9 @@ def _leave_out_copies(found: Survey) -> None:
             others = largest["url"][largest["label"] != copy.label]
             if len(others):
                 left_out.append((copy.id, copy.url, f"the same photo has another label ({others.iloc[0]})"))
-            elif copy.url != largest["url"].iloc[0]:
+            elif copy.id != largest["id"].iloc[0]:
                 left_out.append((copy.id, copy.url, f"a copy of a photo of its landmark ({largest['url'].iloc[0]})"))
     found.passed_over += left_out
     photos = photos[~photos["id"].isin([identity for identity, _, _ in left_out])]
     group = duplicates.groups(photos["hash"].to_numpy(), duplicates.NEAR_DUPLICATE, photos["label"].to_numpy())
-    found.photos = photos[["id", "url", "landmark_id"]].assign(group=group).sort_index()
+    found.photos = photos[["id", "url", "landmark_id", "hash"]].assign(group=group).sort_index()

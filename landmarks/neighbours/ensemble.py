@@ -14,6 +14,7 @@ import model as models
 from features import UNWHITENED, Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import decode
+from landmarks.mirrors.shards import Shard
 from landmarks.networks import whitening as whitenings
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
@@ -155,6 +156,20 @@ class Embedder:
         self.members = members(run, settings)
         self._predictors = [_predictor(one.folder, one.settings, one.image_size) for one in self.members]
         self._weights = _weights(run)
+
+    def of_shard(self, shard: Shard, split: str, work: Path) -> Features:
+        """What `embed` would write of a shard's photos; those that cannot be read are noted in `work/skipped.csv`.
+
+        Raises InputError if an embedding is not finite.
+        """
+        found = []
+        for one, predictor in zip(self.members, self._predictors, strict=True):
+            sizes = one.settings.sizes(one.image_size)
+            seen = features.embed_shard(
+                predictor, one.landmarks, split, shard, set(shard.ids), work, sizes, one.batch_size
+            )
+            found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
+        return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
 
     def __call__(self, data: bytes) -> Features:
         """What `embed` would write of an encoded photo, N = 1, without an id.

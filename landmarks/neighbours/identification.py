@@ -13,14 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import Features
+from features import Features, outline
+from landmarks.mirrors.added import ADDED
 from landmarks.mirrors.shards import read_photo
-from landmarks.neighbours import gallery, penalty, probability, voting
+from landmarks.neighbours import gallery, growing, penalty, probability, voting
 from landmarks.neighbours.ensemble import Embedder
 from landmarks.neighbours.search import Index, Neighbours, without_itself
 from landmarks.neighbours.voting import HeadScores
 from landmarks.running import recipe as recipes
 
+NONE: tuple[None, np.ndarray] = None, np.empty(0, np.int64)  # added photos, and their landmarks, where there are none
 DEPTH = 1000  # nearest train photos, among which landmarks are looked for that come next to the best
 
 
@@ -33,13 +35,13 @@ class Landmark(NamedTuple):
 
 
 class TrainPhoto(NamedTuple):
-    """A train photo that is like the photo."""
+    """A train photo, or one that was added later, that is like the photo."""
 
     id: str
     landmark: int
     name: str  # of the landmark
     similarity: float
-    shard: str  # where it is in its mirror, like images_000
+    shard: str  # where it is in its mirror, like images_000; `added`: in the work folder
 
 
 class Answer(NamedTuple):
@@ -65,7 +67,8 @@ class Identifier:
 
     The train photos take 4 bytes a dimension: 3.2 GB for 1.58 million of 512. The answer is that of recognition.csv, up
     to the rounding of embeddings to float16, but for what other test photos (`most_predicted`) or local features
-    (`verify`) had a say in.
+    (`verify`) had a say in. Photos of a landmark that were added to the work folder are as good as train photos; how
+    sure an answer is, is told by the curve that was found without them.
 
     Args:
         work: the work folder, or several as in `A,B`, of a finished run of recognition.py.
@@ -82,19 +85,24 @@ class Identifier:
         self.recipe = recipe
         self._embed = Embedder(run, recipe.embedding)
         kept = gallery.opened(run, self._embed.members, self._settings, recipe.verification)
-        self._names = gallery.names(run.work)
+        grown = growing.opened(run, self._embed.members)
+        self._names = {**growing.names(run.work), **gallery.names(run.work)}
         calibrated = kept.calibrated and recipe.verification.verify == "off"  # by which scores change
         self._curve = probability.kept(None, run.work / "calibration.json") if calibrated else None
         self._how = penalty.penalty(self._settings.penalty, self._settings.votes, self._settings.vote_power)
         self._weight = kept.weight
-        self._shards = [path.stem for path in kept.files]
+        self._shards = [*(path.stem for path in kept.files), ADDED]
         votes = kept.landmark >= 0
-        self._photos = self._voters = Labelled(Index(kept.files, votes), kept.landmark[votes]) if kept.files else None
+        more, landmark = grown.voters() if grown else NONE
+        self._photos = self._voters = (
+            Labelled(Index(kept.files, votes, more), np.append(kept.landmark[votes], landmark)) if kept.files else None
+        )
         voters = kept.files
         if self._settings.recognizer == "centres":
             voters = [run.work / voting.CENTRES]
-            centres = Index(voters)
-            self._voters = Labelled(centres, centres.ids.astype(np.int64))
+            more, landmark = grown.centres() if grown else NONE
+            centres = outline(voters[0]).ids.astype(np.int64)
+            self._voters = Labelled(Index(voters, more=more), np.append(centres, landmark))
         references = run.work / penalty.NON_LANDMARKS
         self._none = Index([references]) if kept.weight else None
         self._of_voters: np.ndarray | None = None  # their likeness to photos of no landmark
@@ -102,6 +110,8 @@ class Identifier:
             last = 1 if self._settings.non_landmarks == "other-half" else 0
             kept_search = run.work / f"neighbours/train-in-nonlandmarks-{last}"
             likeness = penalty.likeness(voters, references, self._how.of_train, kept_search)
+            if more is not None:
+                likeness = pd.concat([likeness, self._likeness(more, self._how.of_train)])
             self._of_voters = likeness.loc[self._voters.photos.ids].to_numpy()
 
     def identify(self, photo: str | Path | bytes, top: int = 5, threshold: float = 0.5) -> Answer:
@@ -135,6 +145,15 @@ class Identifier:
             self._train_photos(near, top),
         )
 
+    def gallery(self) -> pd.DataFrame:
+        """The photos among which the nearest are: `id`, `landmark`, `name` and `shard`, as a `TrainPhoto` has them."""
+        if self._photos is None:
+            return pd.DataFrame(columns=["id", "landmark", "name", "shard"])
+        index, landmark = self._photos
+        name = [self._names.get(one, "") for one in landmark.tolist()]
+        shard = np.array(self._shards)[index.file]
+        return pd.DataFrame({"id": index.ids, "landmark": landmark, "name": name, "shard": shard})
+
     def _by_head(self, seen: Features, top: int) -> list[Landmark]:
         head = _head(seen)
         return [self._named(*one) for one in zip(head.landmark[0, :top], head.score[0, :top], strict=True)]
@@ -150,8 +169,7 @@ class Identifier:
             near = voters.photos.nearest(seen, DEPTH)
         of_photo = pd.Series(0.0, seen.ids)
         if self._none:
-            none = without_itself(self._none.nearest(seen, how.of_queries + 1))
-            of_photo = pd.Series(penalty.nonlandmark_similarity(none, how.of_queries), seen.ids)
+            of_photo = self._likeness(seen, how.of_queries)
         if self._of_voters is not None:  # which puts so many in another order, and no others
             near = near._replace(
                 similarities=near.similarities[:, : how.depth], positions=near.positions[:, : how.depth]
@@ -168,6 +186,12 @@ class Identifier:
             found.append(self._named(one["landmark"].iloc[0], one["score"].iloc[0]))
             left = left[landmark[left] != found[-1].landmark]
         return found[:1] + sorted(found[1:], key=lambda one: -one.score)  # a blend may have changed their order
+
+    def _likeness(self, photos: Features, k: int) -> pd.Series:
+        """The mean similarity of photos to the k nearest photos of no landmark, by id."""
+        assert self._none is not None
+        near = without_itself(self._none.nearest(photos, k + 1))
+        return pd.Series(penalty.nonlandmark_similarity(near, k), photos.ids)
 
     def _named(self, landmark: int, score: float) -> Landmark:
         return Landmark(int(landmark), self._names.get(int(landmark), ""), float(score))

@@ -109,12 +109,13 @@ class Index:
     Args:
         files: features files.
         chosen: which of their photos may be found, (all,) bool, in their order; all of them when None.
+        more: photos that come after those of the files, if any do.
 
     Raises:
         InputError: a file is damaged, or they are not all of one model; or `chosen` is of others.
     """
 
-    def __init__(self, files: list[Path], chosen: np.ndarray | None = None):
+    def __init__(self, files: list[Path], chosen: np.ndarray | None = None, more: Features | None = None):
         outlines = _outlines(files)
         ends = np.cumsum([len(one.ids) for one in outlines])
         if chosen is None:
@@ -122,10 +123,17 @@ class Index:
         if chosen.shape != (ends[-1],):
             raise InputError(f"{chosen.size:,} photos may be found or not, and {ends[-1]:,} have features")
         rows = np.split(chosen, ends[:-1])
-        self.ids = np.concatenate([one.ids for one in outlines])[chosen]  # (N,) str
-        self.file = np.repeat(np.arange(len(files)), [some.sum() for some in rows])  # (N,): which one each is in
+        counts = [some.sum() for some in rows]
+        ids = [np.concatenate([one.ids for one in outlines])[chosen]]
+        if more is not None:
+            ids.append(more.ids)
+            counts.append(len(more.ids))
+        self.ids = np.concatenate(ids)  # (N,) str
+        self.file = np.repeat(np.arange(len(counts)), counts)  # (N,): which one each is in
         self._embeddings = np.empty((len(self.ids), outlines[0].dimension), np.float32)
-        _read_part(list(zip(files, rows, strict=True)), self._embeddings)
+        _read_part(list(zip(files, rows, strict=True)), self._embeddings[: len(ids[0])])
+        if more is not None:
+            self._embeddings[len(ids[0]) :] = more.embeddings
 
     def nearest(self, queries: Features, k: int) -> Neighbours:
         """As `search` finds them, but that there are no predicted landmarks."""

@@ -329,3 +329,34 @@ def test_photos_of_two_landmarks_are_the_same_only_within_two_bits(tmp_path, has
     assert len(found.passed_over) == left_out
     assert len(found.photos) == 8 - left_out
     assert found.photos["group"].is_unique
+
+
+def test_photos_to_be_added_are_compared_with_those_before(tmp_path):
+    photos_in(tmp_path / "Tower", 2, 10)
+    photos_in(tmp_path / "Gate", 2, 20)
+    (tmp_path / "loose.jpg").write_bytes(jpeg(30))
+    (tmp_path / "Gate/again.jpg").write_bytes(jpeg(10))  # has two labels
+    (tmp_path / "notes").write_text("no photo")
+
+    def number(names: list[str]) -> dict[str, int]:
+        return {name: 100 + len(name) for name in names}
+
+    none = pd.DataFrame(columns=["id", "url", "landmark_id", "hash"])
+    found = surveys.survey_more(tmp_path, False, none, number)
+    assert landmarks_of(found) == {"Tower": 1, "Gate": 2, "": 1}
+    assert found.categories == {104: "Gate", 105: "Tower"}
+    assert sorted(reason.partition(" (")[0] for _, _, reason in found.passed_over) == [
+        "no photo's suffix", "the same photo has another label", "the same photo has another label",
+    ]  # fmt: skip
+    before = found.photos.assign(id=[f"abc{place}" for place in range(4)])
+    (tmp_path / "Gate/again.jpg").unlink()
+    (tmp_path / "Tower/small.jpg").write_bytes(jpeg(21))  # that of the gate, which stays
+    found = surveys.survey_more(tmp_path, False, before, number)
+    assert found.photos["url"].tolist() == [str(tmp_path / "Tower/0.jpg")]
+    reasons = {path: reason for _, path, reason in found.passed_over}
+    assert reasons[str(tmp_path / "Gate/0.jpg")] == (f"a copy of a photo of its landmark ({tmp_path / 'Gate/0.jpg'})")
+    assert reasons[str(tmp_path / "Tower/small.jpg")] == (
+        f"the same photo has another label ({tmp_path / 'Gate/1.jpg'})"
+    )
+    with pytest.raises(InputError, match="holds no photo"):
+        surveys.survey_more(photos_in(tmp_path / "empty", 0), False, none, number)

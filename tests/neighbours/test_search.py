@@ -143,6 +143,12 @@ def test_an_index_in_memory_finds_what_the_search_does(tmp_path):
     assert [f"index{n}" for n in index.file] == [identity.partition("-")[0] for identity in index.ids]
     with pytest.raises(command.InputError, match="11 photos may be found or not, and 12 have features"):
         search.Index(files, chosen[1:])
+    more = load_features(write(tmp_path, "index3", random_embeddings(rng, 4, 8)))  # no file of the index has these
+    grown = search.Index(files, chosen, more)
+    whole = search.search([query], [*files, tmp_path / "index3.npz"], 20, wanted=wanted.append(pd.Index(more.ids)))
+    for one, other in zip(grown.nearest(load_features(query), 20), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [f"index{n}" for n in grown.file] == [identity.partition("-")[0] for identity in grown.ids]
     threads = faiss.omp_get_max_threads()
     with pytest.raises(AssertionError):  # of faiss
         index.nearest(load_features(write(tmp_path, "other", random_embeddings(rng, 1, 4))), 20)
