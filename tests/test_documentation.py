@@ -43,6 +43,7 @@ NOT_RUN = {  # commands that begin so are looked at, but not run, for this reaso
     "python recognition.py --recipe dinov2-small": "takes weights from a hub",
     "python cleaning.py": "takes a classifier of scenes",
     "python mirror.py sample": "takes a minute",
+    "python explore.py": "serves a page until it is ended",
     "tar xf my-sample/": "goes on from it", "python identify.py 2/3/0/": "goes on from it",
 }  # fmt: skip
 
