@@ -19,6 +19,7 @@ from landmarks.neighbours.search import Neighbours
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
+from landmarks.running.files import make_writable
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
 from landmarks.running.settings import RunSettings
@@ -35,6 +36,8 @@ def main() -> None:
     run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
+    if run.submission:
+        make_writable(Path(run.submission).parent)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
     if recipe.source.solution:
@@ -69,6 +72,7 @@ def retrieve(recipe: Recipe) -> None:
         neighbours = decision.rerank(run, recipe.verification, mirror, files, neighbours, count=settings.rerank_inliers)
     submission_csv = run.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
+    submissions.copy(submission_csv, run.submission)
     scores.write_scores(
         "retrieval",
         submission_csv,
