@@ -233,9 +233,8 @@ nothing = np.array([not truth.get(identity) for identity in answer.index])
 score = answer[1].astype(float).to_numpy()
 groups = {"right": right, "wrong": ~right & ~nothing, "shows no landmark": nothing}
 figure, place = plt.subplots(figsize=(7, 3))
-place.hist(
-    [score[group] for group in groups.values()], bins=np.linspace(0, 1, 21).tolist(), stacked=True, label=list(groups)
-)
+scores = [score[group] for group in groups.values()]
+place.hist(scores, bins=20, range=(0, 1), stacked=True, label=list(groups))
 place.set_xlabel("score")
 place.set_ylabel("test photos")
 place.legend()
