@@ -38,6 +38,8 @@ def main() -> None:
     if run.time_limit:
         command.limit_time(run.time_limit)
     make_writable(run.work)
+    if run.submission:
+        make_writable(Path(run.submission).parent)
     check(recipe)
     with held(run.work, *run.folders):
         with noted(run.work):
@@ -83,6 +85,7 @@ def recognise(recipe: Recipe) -> None:
         submission_csv, mirror.ids("test"), found["landmark"].to_dict(), found["score"].to_dict()
     )
     print(f"{submission_csv}: {len(found):,} predictions")
+    submissions.copy(submission_csv, run.submission)
     gallery.keep(
         run, ensemble.members(run, recipe.embedding), recipe.recognition, recipe.verification,
         files.get("train", []), voters_of(recipe, mirror), references, curve is not None,

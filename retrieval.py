@@ -28,6 +28,7 @@ from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
 from landmarks.running.command import InputError
+from landmarks.running.files import make_writable
 from landmarks.running.history import noted
 from landmarks.running.locks import held
 from landmarks.running.recipe import Recipe
@@ -52,6 +53,8 @@ def main() -> None:
     run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
+    if run.submission:
+        make_writable(Path(run.submission).parent)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
     if recipe.source.solution:
@@ -128,6 +131,7 @@ def retrieve(recipe: Recipe) -> None:
         neighbours = decision.rerank(run, recipe.verification, everything, files, neighbours, count)
     submission_csv = run.work / "retrieval.csv"
     write_submission(mirror, neighbours, submission_csv)
+    submissions.copy(submission_csv, run.submission)
     solution_csv = mirror.solution("retrieval")
     if solution_csv is None:
         print(f"{submission_csv} is not scored: the mirror has no retrieval solution")

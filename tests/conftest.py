@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -106,6 +107,21 @@ def mirror_of(train_landmark: list[int]) -> SimpleNamespace:
 def tars(cache: Path) -> list[str]:
     """The shards, whole or in part, that lie in a folder of downloads."""
     return sorted(path.name for path in cache.glob("*/images_*.tar*"))
+
+
+def make_wheel(folder: Path, tag: str = "py3-none-any") -> Path:
+    """A wheel of a package `probe` with one empty module, for Pythons of that tag."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"probe-1.0-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("probe.py", "")
+        wheel.writestr("probe-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: probe\nVersion: 1.0\n")
+        wheel.writestr(
+            "probe-1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n"
+        )
+        names = [*wheel.namelist(), "probe-1.0.dist-info/RECORD"]
+        wheel.writestr("probe-1.0.dist-info/RECORD", "".join(f"{name},,\n" for name in names))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,16 @@ def test_the_head_recognises_on_request_in_full_precision(finished, tmp_path):
             assert said[photo] == f"{landmark} {float(score)!r}"
 
 
+def test_the_submission_is_written_under_a_second_name_on_request(finished, tmp_path):
+    for task in ("recognition", "retrieval"):
+        run(f"{task}.py", finished, f"--submission={tmp_path}/{task}/submission.csv")
+        assert (tmp_path / task / "submission.csv").read_bytes() == (finished / f"{task}.csv").read_bytes()
+    assert "submission" not in (finished / "recipe.toml").read_text()
+    for wrong in (tmp_path, "submission.txt"):
+        done = run("recognition.py", finished, f"--submission={wrong}", check=False)
+        assert done.returncode == 2 and "ends in .csv" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_both_files_pass_the_check(finished, tiny_mirror):
     for task in ("recognition", "retrieval"):
         subprocess.run(

@@ -28,6 +28,12 @@ def _range(value: str) -> str:
     return value
 
 
+def _csv(value: str) -> str:
+    if value and (Path(value).suffix != ".csv" or Path(value).is_dir()):
+        raise ValueError("give a file whose name ends in .csv, like submission.csv")
+    return value
+
+
 def _yes_or_file(value: object) -> object:
     """TOML's true and false, as the command line has them."""
     return {True: "true", False: "", "false": ""}.get(value, value) if isinstance(value, bool | str) else value
@@ -61,6 +67,8 @@ class RunSettings(Section):
     side; none where empty"""
     time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
+    submission: Annotated[str, AfterValidator(_csv)] = Field("", exclude=True, title="FILE.csv")
+    """write the submission here too, under the name that a competition wants, like submission.csv"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     checkpoint_minutes: float = Field(0, ge=0)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmarks.running.command import InputError
+from landmarks.scoring import submissions
 from landmarks.scoring.solutions import Solution
 from landmarks.scoring.submissions import check, read_recognition, read_retrieval, write_recognition, write_retrieval
 
@@ -136,6 +137,16 @@ def test_what_is_written_passes_the_check(tmp_path):
 def test_check_forgives_one_trailing_space(file):
     assert check("recognition", file("id,landmarks", "a,1 0.5 "), ["a"]) == []
     assert check("retrieval", file("id,images", "a,x y "), ["a"], ["x", "y"]) == []
+
+
+def test_a_copy_is_whole_and_replaces_what_was_there(tmp_path):
+    path, to = tmp_path / "recognition.csv", tmp_path / "out" / "submission.csv"
+    for row in ("a,1 0.5", "a,2 0.25"):
+        path.write_text(f"id,landmarks\n{row}\n")
+        submissions.copy(path, str(to))
+        assert to.read_text() == path.read_text()
+    submissions.copy(path, "")
+    assert [one.name for one in to.parent.iterdir()] == ["submission.csv"]
 
 
 def test_check_recognition_names_each_fault(file):
