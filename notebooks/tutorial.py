@@ -252,10 +252,10 @@ run(ROOT / "retrieval.py", "--work", WORK / "work")
 # %%
 lists = pd.read_csv(WORK / "work/retrieval.csv", index_col="id")["images"].str.split(" ")
 photos = photos_of(mirror, "index", shards_of("index", sorted((WORK / "work/features/index").glob("*.npz"))))
-query = next(identity for identity in lists.index if truth.get(identity))
-shown = names[truth[query][0]]
+asked = next(identity for identity in lists.index if truth.get(identity))
+shown = names[truth[asked][0]]
 show(
-    [(queries[query], f"test: {shown}"), *((photos[one], f"{place}.") for place, one in enumerate(lists[query][:5], 1))]
+    [(queries[asked], f"test: {shown}"), *((photos[one], f"{place}.") for place, one in enumerate(lists[asked][:5], 1))]
 )
 
 # %% [markdown]
