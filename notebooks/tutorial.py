@@ -103,9 +103,9 @@ ids, images = next(iter(Batches(shard, shard.ids, SIZE, batch_size=6)))
 crops = np.asarray(RandomCropFlip(SIZE * 3 // 4, flip=True)(images, training=True))
 print(images.dtype, images.shape, "->", crops.shape)
 next(shards, None)  # who asks for the next shard is done with this one; of the public mirror it would be deleted now
-figure, rows = plt.subplots(2, len(images), figsize=(12, 4.2))
-for row, shown in zip(rows, (images, crops), strict=True):
-    for place, photo in zip(row, shown, strict=True):
+figure, rows = plt.subplots(2, len(images), figsize=(12, 4.2), squeeze=False)
+for row, seen in zip(rows, (images, crops), strict=True):
+    for place, photo in zip(row, seen, strict=True):
         place.imshow(photo)
         place.axis("off")
 plt.show()
@@ -253,9 +253,12 @@ run(ROOT / "retrieval.py", "--work", WORK / "work")
 lists = pd.read_csv(WORK / "work/retrieval.csv", index_col="id")["images"].str.split(" ")
 photos = photos_of(mirror, "index", shards_of("index", sorted((WORK / "work/features/index").glob("*.npz"))))
 asked = next(identity for identity in lists.index if truth.get(identity))
-shown = names[truth[asked][0]]
+subject = names[truth[asked][0]]
 show(
-    [(queries[asked], f"test: {shown}"), *((photos[one], f"{place}.") for place, one in enumerate(lists[asked][:5], 1))]
+    [
+        (queries[asked], f"test: {subject}"),
+        *((photos[one], f"{place}.") for place, one in enumerate(lists[asked][:5], 1)),
+    ]
 )
 
 # %% [markdown]
