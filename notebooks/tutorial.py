@@ -103,8 +103,8 @@ ids, images = next(iter(Batches(shard, shard.ids, SIZE, batch_size=6)))
 crops = np.asarray(RandomCropFlip(SIZE * 3 // 4, flip=True)(images, training=True))
 print(images.dtype, images.shape, "->", crops.shape)
 next(shards, None)  # who asks for the next shard is done with this one; of the public mirror it would be deleted now
-figure, rows = plt.subplots(2, len(images), figsize=(12, 4.2), squeeze=False)
-for row, seen in zip(rows, (images, crops), strict=True):
+_, axes = plt.subplots(2, len(images), figsize=(12, 4.2), squeeze=False)
+for row, seen in zip(axes, (images, crops), strict=True):
     for place, photo in zip(row, seen, strict=True):
         place.imshow(photo)
         place.axis("off")
