@@ -25,7 +25,6 @@ from landmarks.running.skipped import record_skipped, skipped_photos
 if TYPE_CHECKING:
     import keras
 
-
 UNWHITENED = "unwhitened"  # the folder of the embeddings that whitening is found from
 LESS = " less"  # ends the note of a file without the photos that another one has too
 _whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
@@ -298,15 +297,9 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
 
 
 def embed_shard(
-    predictor: "keras.Model",
-    landmarks: np.ndarray,
-    split: str,
-    shard: Shard,
-    listed: set[str],
-    work: Path,
-    sizes: list[int],
-    batch_size: int,
-) -> Features:
+    predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: set[str], work: Path,
+    sizes: list[int], batch_size: int,
+) -> Features:  # fmt: skip
     import model as models
 
     ids: list[str] = []
@@ -347,3 +340,10 @@ def _what_is_spoilt(predictor: "keras.Model", work: Path) -> str:
     if not all(np.isfinite(ops.convert_to_numpy(ops.cast(weight, "float32"))).all() for weight in predictor.weights):
         return f"weights of {path} are not finite either: delete it and train again with a lower --learning-rate"
     return "the layers overflow in their --precision: train in another --work with --precision float32"
+
+
+if __name__ == "__main__":  # `python features.py to`: a door
+    from landmarks.neighbours import arrow
+    from landmarks.running import command
+
+    command.run(arrow.main)

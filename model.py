@@ -1,5 +1,11 @@
 """The network: backbone, pooling, head; build, save, load. Written on `keras.ops`, so every back end runs it."""
 
+if __name__ == "__main__":  # `python model.py export`: a door, gone through before Keras is imported
+    from landmarks.neighbours import descriptor
+    from landmarks.running import command
+
+    command.run(descriptor.main)
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -30,9 +30,14 @@ def rooms() -> dict[str, list[Path]]:
 
 
 def imports(path: Path) -> set[str]:
-    """The places that a file imports anything of, also within functions and for types alone, but its own."""
+    """The places that a file imports anything of, also within functions and for types alone, but its own.
+
+    What a stage does when it is run as a command does not count: it is a door then.
+    """
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

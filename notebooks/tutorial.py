@@ -128,7 +128,7 @@ model = models.build_model(LANDMARKS, ModelSettings(loss="none", image_size=SIZE
 predictor = models.predictor(model)
 
 family = sorted(names)[:3]
-rows = []
+rows: list[tuple] = []
 for shard in mirror.stream("train", mirror.shard_names("train")):
     chosen = [identity for identity in shard.ids if landmark_of[identity] in family]
     for ids, images in Batches(shard, chosen, SIZE, batch_size=16):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pandas as pd
+from keras import ops
 
 import features
 import model as models
@@ -15,7 +16,9 @@ from features import UNWHITENED, Features, concatenate, is_whole, load_features,
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import decode
 from landmarks.mirrors.shards import Shard
+from landmarks.networks import export
 from landmarks.networks import whitening as whitenings
+from landmarks.networks.layers import Squash, unit
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
 from landmarks.running.arrays import digest
@@ -186,6 +189,30 @@ class Embedder:
             features.require_finite(seen, "embedding", one.remedy)
             found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
         return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
+
+
+def as_one(run: RunSettings, settings: EmbeddingSettings) -> keras.Model:
+    """The models of a run as one, in float32, for other programs: a photo (H, W, 3) uint8 to its embedding (D,).
+
+    Input and output have the names of `landmarks.networks.export`. What is left out is the rounding of embeddings to
+    float16, and the scaling of a JPEG as it is decoded.
+    """
+    photo = keras.Input(batch_shape=(None, None, 3), dtype="uint8", name=export.INPUT)
+    parts = []
+    for one, weight in zip(members(run, settings), _weights(run), strict=True):
+        model = export.as_float32(models.load(one.folder / "model.keras"))
+        headless = keras.Model(model.input, model.get_layer("embedding").output)  # heads may be most of the weights
+        sizes = one.settings.sizes(one.image_size)
+        predictor = models.predictor(headless, one.settings.mirrored, sizes, one.settings.scale_pooling)
+        embedding = predictor([Squash(size)(photo) for size in sizes])["embedding"]
+        if one.whitening:
+            mean, projection = one.whitening
+            whiten = keras.layers.Dense(projection.shape[1], dtype="float32")  # weights are written once, constants not
+            embedding = unit(whiten(embedding))
+            whiten.set_weights([projection, -mean @ projection])
+        parts.append(weight * embedding)
+    descriptor = unit(ops.concatenate(parts, axis=-1))
+    return keras.Model(photo, {export.OUTPUT: ops.reshape(descriptor, (-1,))})
 
 
 def _weights(run: RunSettings) -> list[float]:

@@ -1,10 +1,48 @@
-"""Layers that Keras lacks, on `keras.ops`: augmentation, normalisation, GeM pooling, the cosine head."""
+"""Layers that Keras lacks, on `keras.ops`: resizing, augmentation, normalisation, GeM pooling, the cosine head."""
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 register = keras.saving.register_keras_serializable("landmarks")
+
+
+@register
+class Squash(layers.Layer):
+    """A photo of any size, (H, W, 3) uint8, squashed to a square, (1, size, size, 3) uint8.
+
+    It is Pillow's bicubic, by which photos are decoded: Keys' cubic with a = -0.5, as wide as the photo shrinks, along
+    rows first, rounded, then along columns. Two products of matrices do it, which every runtime has; of the resizing
+    that ONNX, OpenVINO and LiteRT bring along none is the same.
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.size = size
+
+    def call(self, photo):
+        height, width = ops.shape(photo)[:2]
+        rows = _rounded(ops.matmul(self._weights(width), ops.cast(photo, "float32")))
+        square = _rounded(ops.matmul(self._weights(height), ops.reshape(rows, (-1, 3 * self.size))))
+        return ops.cast(ops.reshape(square, (1, self.size, self.size, 3)), "uint8")
+
+    def _weights(self, old):
+        """(size, old) float32: what each pixel of a row of `old` gives to each one that it becomes."""
+        step = ops.cast(old, "float32") / self.size
+        centres = (ops.arange(self.size, dtype="float32") + 0.5) * step
+        distance = ops.abs(ops.arange(old, dtype="float32") + 0.5 - centres[:, None]) / ops.maximum(step, 1.0)
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        weights = ops.where(distance < 1, near, ops.where(distance < 2, far, 0.0))
+        return weights / ops.sum(weights, axis=1, keepdims=True)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+def _rounded(x):
+    """Halves go up, as in Pillow, and what falls short of one by a rounding error too, else runtimes would differ."""
+    return ops.clip(ops.floor(x + 0.5 + 2**-10), 0, 255)
 
 
 @register

@@ -39,6 +39,35 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def require_ours(folder: Path, mark: str) -> None:
+    """Raise InputError unless there is nothing at `folder`, or a folder with a file `mark`, as those made here have."""
+    if folder.exists() and not (folder / mark).is_file():
+        raise InputError(f"{folder} is there, and was not made by this command: give another place, or move it away")
+
+
+@contextmanager
+def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """A new folder to write to, a file `mark` among all else, which becomes `folder` only if the block ends well.
+
+    Raises InputError, as `require_ours` does, where something else is there.
+    """
+    require_ours(folder, mark)
+    part = folder.with_name(f"part-{folder.name}")
+    new, old = part / "new", part / "old"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                _to_disk(path)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _to_disk(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:

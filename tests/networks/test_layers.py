@@ -1,10 +1,14 @@
+import io
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from PIL import Image
 
+from landmarks.mirrors.images import decode
 from landmarks.networks import layers
-from landmarks.networks.layers import GeM, Normalization, RandomCropFlip
+from landmarks.networks.layers import GeM, Normalization, RandomCropFlip, Squash
 
 
 def photos(count=4, size=40):
@@ -80,3 +84,16 @@ def test_signed_gem_keeps_the_sign():
     positive = np.abs(features) + 1
     plain, signed = (ops.convert_to_numpy(GeM(signed=signed)(positive)) for signed in (False, True))
     np.testing.assert_allclose(signed, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (97, 61), (50, 20), (32, 200)], ids=str)
+def test_a_photo_is_squashed_as_it_is_decoded(shape):
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(photo).save(encoded, "PNG")
+    pixels = keras.Input(batch_shape=(None, None, 3), dtype="uint8")
+    (found,) = ops.convert_to_numpy(keras.Model(pixels, Squash(32)(pixels))(photo))
+    expected = decode(encoded.getvalue(), 32)
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    differs = found != expected
+    assert differs.mean() < 0.01 and np.abs(found[differs].astype(int) - expected[differs]).max(initial=0) <= 2

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from landmarks.running.files import md5, whole
+from landmarks.running.command import InputError
+from landmarks.running.files import md5, whole, whole_folder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -17,6 +18,24 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
             raise KeyboardInterrupt
     assert path.read_text() == "first"
     assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_a_folder_appears_whole_and_replaces_only_one_of_ours(tmp_path):
+    path = tmp_path / "deep/folder"
+    for text in ("first", "second"):
+        with whole_folder(path, "mark") as part:
+            (part / "inner").mkdir()
+            (part / "inner/file").write_text(text)
+            (part / "mark").touch()
+            assert not path.exists() or (path / "inner/file").read_text() == "first"
+    with pytest.raises(KeyboardInterrupt), whole_folder(path, "mark") as part:
+        (part / "mark").touch()
+        raise KeyboardInterrupt
+    assert (path / "inner/file").read_text() == "second"
+    (path / "mark").unlink()
+    with pytest.raises(InputError, match="was not made by this command"), whole_folder(path, "mark"):
+        raise AssertionError
+    assert os.listdir(path.parent) == ["folder"] and os.listdir(path) == ["inner"]
 
 
 def test_md5(tmp_path):
