@@ -1,6 +1,7 @@
 """A Keras model in files of other runtimes, SavedModel, ONNX, OpenVINO and LiteRT: written, and run from there."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
@@ -50,7 +51,8 @@ def write(model: "keras.Model", name: str, folder: Path) -> None:
     """
     said = StringIO()  # converters tell of each step, some of them on the standard output
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what converters will have to change
             FORMATS[name].write(model, folder / FORMATS[name].file)
     except Exception as error:  # of a converter, and of many types
         raise InputError(f"--format {name} cannot be written by these versions: {str(error)[:300]}") from error
@@ -62,7 +64,9 @@ def opened(name: str, folder: Path) -> Run:
     Raises InputError if that runtime cannot take it.
     """
     try:
-        return FORMATS[name].open(folder / FORMATS[name].file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return FORMATS[name].open(folder / FORMATS[name].file)
     except Exception as error:  # of a runtime, and of many types
         raise InputError(f"--format {name} cannot be run by these versions: {str(error)[:300]}") from error
 
