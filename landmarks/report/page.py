@@ -18,11 +18,11 @@ REPORT = "report.html"  # in a work folder
 MOST_LETTERS = 80  # of a name
 MOST_SKIPPED = 100  # that are listed
 CURVES = {  # of training.csv, by what they tell
-    "loss": ("loss",),
-    "accuracy while training": ("accuracy", "arcface_accuracy"),
+    "Loss": ("loss",),
+    "Accuracy while training": ("accuracy", "arcface_accuracy"),
     "GAP of held-out photos": ("validation_gap", "nearest_photo_gap", "nearest_centre_gap"),
-    "accuracy of held-out photos": ("validation_accuracy", "nearest_photo_accuracy", "nearest_centre_accuracy"),
-    "learning rate": ("learning_rate",),
+    "Accuracy of held-out photos": ("validation_accuracy", "nearest_photo_accuracy", "nearest_centre_accuracy"),
+    "Learning rate": ("learning_rate",),
 }
 
 

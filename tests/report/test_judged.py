@@ -64,12 +64,12 @@ def test_the_best_threshold_gives_the_most_right_answers(photos):
 
 
 def test_bins_of_the_diagram_are_those_of_the_calibration_error():
-    photos = pd.DataFrame({"score": [i / 40 for i in range(40)], "right": [i % 3 > 0 for i in range(40)]})
+    photos = pd.DataFrame({"score": [i / 140 for i in range(140)], "right": [i % 3 > 0 for i in range(140)]})
     bins = judged.reliability(photos)
-    assert len(bins) == judged.BINS and bins["photos"].sum() == 40
-    error = ((bins["score"] - bins["right"]).abs() * bins["photos"]).sum() / 40
+    assert len(bins) == judged.BINS and bins["photos"].sum() == 140
+    error = ((bins["score"] - bins["right"]).abs() * bins["photos"]).sum() / 140
     assert error == pytest.approx(expected_calibration_error(photos["score"].tolist(), photos["right"].tolist()))
-    assert len(judged.reliability(photos.head(3))) == 3 and judged.reliability(photos.head(0)).empty
+    assert [len(judged.reliability(photos.head(count))) for count in (0, 3, 15, 16, 119)] == [0, 1, 1, 2, 14]
 
 
 def test_confused_are_landmarks_and_photos_of_none(photos):
