@@ -142,12 +142,13 @@ def _write_litert(model: "keras.Model", path: Path) -> None:
 
 def _open_litert(path: Path) -> Run:
     if find_spec("ai_edge_litert"):  # to which TensorFlow says it will leave its own one day
-        from ai_edge_litert.interpreter import Interpreter as interpreter
+        from ai_edge_litert import interpreter as lite
     else:
-        from tensorflow import lite
-
-        interpreter = lite.Interpreter
-    runner = interpreter(str(path), num_threads=cores()).get_signature_runner()
+        from tensorflow.lite.python import interpreter as lite
+    # XNNPACK, the default delegate, fails on photos of another size than the first one.
+    plain = lite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    opened = lite.Interpreter(str(path), num_threads=cores(), experimental_op_resolver_type=plain)
+    runner = opened.get_signature_runner()
     return lambda photo: runner(**{INPUT: photo})[OUTPUT]
 
 

@@ -12,8 +12,9 @@ class Squash(layers.Layer):
     """A photo of any size, (H, W, 3) uint8, squashed to a square, (1, size, size, 3) uint8.
 
     It is Pillow's bicubic, by which photos are decoded: Keys' cubic with a = -0.5, as wide as the photo shrinks, along
-    rows first, rounded, then along columns, which Pillow from 13 on does in the other order where that is less work. Two products of matrices do it, which every runtime has; of the resizing
-    that ONNX, OpenVINO and LiteRT bring along none is the same.
+    rows first, rounded, then along columns, which Pillow from 13 on does in the other order where that is less work.
+    Two products of matrices do it, which every runtime has; of the resizing that ONNX, OpenVINO and LiteRT bring along
+    none is the same.
     """
 
     def __init__(self, size: int, **kwargs):
