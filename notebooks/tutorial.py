@@ -17,8 +17,8 @@
 from pathlib import Path
 
 WORK = Path("work/tutorial")  # all that is made goes there
-LANDMARKS = 12  # of the sample; a family of four looks alike
-VIEWS = (10, 14)  # photos of each of them
+LANDMARKS = 8  # of the sample; four and four look alike
+VIEWS = (12, 16)  # photos of each of them
 OTHERS = 20  # photos that show none
 SIZE = 192  # side of a photo as the network sees it, in pixels
 
@@ -26,11 +26,13 @@ SIZE = 192  # side of a photo as the network sees it, in pixels
 import subprocess
 import sys
 from io import BytesIO
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Image, display
+from IPython.display import display_jpeg
+from PIL import Image
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "recognition.py").exists())
 sys.path.insert(0, str(ROOT))
@@ -38,6 +40,14 @@ sys.path.insert(0, str(ROOT))
 from landmarks.running import command
 
 command.prepare_backend()
+
+
+def show(picture: Image.Image) -> None:
+    """A picture of photos, below the cell."""
+    encoded = BytesIO()
+    picture.save(encoded, "JPEG", quality=80)
+    display_jpeg(encoded.getvalue(), raw=True)
+
 
 # %% [markdown]
 # ## A mirror
@@ -60,7 +70,7 @@ for path in sorted(WORK.rglob("mirror/*/*")):
 # which nothing but the scores looks at.
 
 # %%
-names = mirror.categories()
+names = {landmark: url.rpartition(":")[2].replace("_", " ") for landmark, url in mirror.categories().items()}
 train = mirror.train()
 train.assign(name=train["landmark_id"].map(names)).head()
 
@@ -73,20 +83,12 @@ train.assign(name=train["landmark_id"].map(names)).head()
 # %%
 from landmarks.mirrors.pictures import side_by_side
 
-
-def show(photos: list[tuple[bytes | None, str]]) -> None:
-    """Encoded photos in a row, each with the words under it."""
-    encoded = BytesIO()
-    side_by_side(photos).save(encoded, "JPEG", quality=80)
-    display(Image(encoded.getvalue()))
-
-
 name = mirror.shard_names("train")[0]
 shards = mirror.stream("train", [name])
 shard = next(shards)
 landmark_of = train.set_index("id")["landmark_id"]
 print(f"{name}: {len(shard.ids)} photos")
-show([(shard.read(identity), names[landmark_of[identity]]) for identity in shard.ids[:5]])
+show(side_by_side([(shard.read(identity), names[landmark_of[identity]]) for identity in shard.ids[:5]]))
 
 # %% [markdown]
 # ## A batch
@@ -103,12 +105,9 @@ ids, images = next(iter(Batches(shard, shard.ids, SIZE, batch_size=6)))
 crops = np.asarray(RandomCropFlip(SIZE * 3 // 4, flip=True)(images, training=True))
 print(images.dtype, images.shape, "->", crops.shape)
 next(shards, None)  # who asks for the next shard is done with this one; of the public mirror it would be deleted now
-_, axes = plt.subplots(2, len(images), figsize=(12, 4.2), squeeze=False)
-for row, seen in zip(axes, (images, crops), strict=True):
-    for place, photo in zip(row, seen, strict=True):
-        place.imshow(photo)
-        place.axis("off")
-plt.show()
+edge = (SIZE - crops.shape[1]) // 2
+framed = np.pad(crops, [(0, 0), (edge, edge), (edge, edge), (0, 0)], constant_values=255)
+show(Image.fromarray(np.vstack([np.hstack([*images]), np.hstack([*framed])])))
 
 # %% [markdown]
 # ## The network
@@ -117,8 +116,9 @@ plt.show()
 # it came from ImageNet maps a photo to 1,280 numbers of length 1, its *embedding*. How alike two photos are is the
 # inner product of theirs.
 #
-# Below, the photos of three landmarks of one family, and how alike each is to each. The bright squares are the
-# landmarks: photos of one are more alike than those of two.
+# Below, the photos of four landmarks, and how alike each is to each. Photos of one landmark are more alike than those
+# of two, so there are squares along the diagonal; but not clearly. More clearly is what training is for, and
+# whitening.
 
 # %%
 import model as models
@@ -127,10 +127,10 @@ from landmarks.running.settings import ModelSettings
 model = models.build_model(LANDMARKS, ModelSettings(loss="none", image_size=SIZE))
 predictor = models.predictor(model)
 
-family = sorted(names)[:3]
+some = sorted(names)[:4]
 rows: list[tuple] = []
 for shard in mirror.stream("train", mirror.shard_names("train")):
-    chosen = [identity for identity in shard.ids if landmark_of[identity] in family]
+    chosen = [identity for identity in shard.ids if landmark_of[identity] in some]
     for ids, images in Batches(shard, chosen, SIZE, batch_size=16):
         embedded = models.predict(predictor, images, batch_size=16)["embedding"]
         rows += zip(landmark_of[ids], embedded, strict=True)
@@ -139,8 +139,8 @@ landmarks, embeddings = (np.array(column) for column in zip(*rows, strict=True))
 print(embeddings.shape, "of length", np.linalg.norm(embeddings, axis=1).round(4).min())
 
 figure, place = plt.subplots(figsize=(6, 5))
-picture = place.imshow(embeddings @ embeddings.T, cmap="viridis")
-place.set_yticks(np.searchsorted(landmarks, family), [names[landmark] for landmark in family])
+picture = place.imshow(embeddings @ embeddings.T, vmin=0.3, vmax=0.8)
+place.set_yticks(np.searchsorted(landmarks, some), [names[landmark] for landmark in some])
 place.set_xticks([])
 figure.colorbar(picture, label="similarity")
 plt.show()
@@ -166,8 +166,10 @@ settings = ["--recipe", "small-frozen", "--image-size", SIZE, "--mirror", WORK /
 run(ROOT / "recognition.py", *settings)
 
 # %% [markdown]
-# It leaves a file of embeddings for each shard. Seen from the two directions in which they differ most, the photos of
-# a landmark lie together, and those that show none, of the test, lie between.
+# It leaves a file of embeddings for each shard. Below they are seen from the two directions in which those of the
+# train photos differ most. Whitening has seen the train photos of a landmark and puts them almost on one point, the
+# star. What counts is how near the test photos come to the star of theirs, and that those of no landmark come near to
+# none.
 
 # %%
 from features import concatenate, load_features
@@ -181,21 +183,30 @@ truth = {**solution.public, **solution.private}  # the landmarks that each test 
 centred = of_train.embeddings.astype("float32") - of_train.embeddings.mean(axis=0, dtype="float32")
 directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
 figure, place = plt.subplots(figsize=(8, 5))
-for landmark in sorted(names):
-    across, up = directions @ of_train.embeddings[landmark_of[of_train.ids] == landmark].T.astype("float32")
-    place.scatter(across, up, s=18, label=names[landmark])
-none = [not truth.get(identity) for identity in of_test.ids]
-across, up = directions @ of_test.embeddings[none].T.astype("float32")
-place.scatter(across, up, s=18, c="black", marker="x", label="no landmark (test)")
-place.legend(fontsize=7, bbox_to_anchor=(1, 1))
+
+
+def scatter(embeddings: np.ndarray, **how: Any) -> None:
+    across, up = directions @ embeddings.T.astype("float32")
+    place.scatter(across, up, **how)
+
+
+for number, landmark in enumerate(sorted(names)):
+    scatter(of_train.embeddings[landmark_of[of_train.ids] == landmark], s=150, marker="*", color=f"C{number}")
+    shows_it = [landmark in truth.get(identity, []) for identity in of_test.ids]
+    scatter(of_test.embeddings[shows_it], s=20, color=f"C{number}", label=names[landmark])
+scatter(
+    of_test.embeddings[[not truth.get(identity) for identity in of_test.ids]],
+    s=20, color="black", marker="x", label="no landmark",
+)  # fmt: skip
+place.legend(fontsize=8, bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
 # ## The nearest train photos
 #
-# Each test photo is searched among the train photos, exactly. Here are the first test photos with the nearest four
-# train photos, and how alike they are. The landmark of the nearest one is the answer, and the likeness says how sure
-# that is.
+# Each test photo is searched among the train photos, exactly. Here are three test photos, and one that shows no
+# landmark, with the nearest four train photos, and how alike they are. The landmark of the nearest one is the answer,
+# and the likeness says how sure that is.
 
 # %%
 from landmarks.mirrors.pictures import photos_of
@@ -210,13 +221,15 @@ def shards_of(split: str, split_files: list[Path]) -> dict[str, str]:
 
 photos = photos_of(mirror, "train", shards_of("train", files["train"]))
 queries = photos_of(mirror, "test", shards_of("test", files["test"]))
-for query, similarities, places in list(zip(found.query_ids, found.similarities, found.positions, strict=True))[:4]:
+shows_one = np.array([bool(truth.get(identity)) for identity in found.query_ids])
+for row in [*np.flatnonzero(shows_one)[:3], np.flatnonzero(~shows_one)[0]]:
+    query = found.query_ids[row]
     subject = " ".join(names[landmark] for landmark in truth.get(query, [])) or "no landmark"
     nearest = [
-        (photos[identity], f"{similarity:.2f} {names[landmark_of[identity]]}")
-        for identity, similarity in zip(found.index_ids[places], similarities, strict=True)
+        (photos[identity], f"{similarity:.3f} {names[landmark_of[identity]]}")
+        for identity, similarity in zip(found.index_ids[found.positions[row]], found.similarities[row], strict=True)
     ]
-    show([(queries[query], f"test: {subject}"), *nearest])
+    show(side_by_side([(queries[query], f"test: {subject}"), *nearest]))
 
 # %% [markdown]
 # ## How sure is that?
@@ -250,16 +263,18 @@ plt.show()
 run(ROOT / "retrieval.py", "--work", WORK / "work")
 
 # %%
+from landmarks.scoring.solutions import read_retrieval_solution
+
 lists = pd.read_csv(WORK / "work/retrieval.csv", index_col="id")["images"].str.split(" ")
 photos = photos_of(mirror, "index", shards_of("index", sorted((WORK / "work/features/index").glob("*.npz"))))
-asked = next(identity for identity in lists.index if truth.get(identity))
-subject = names[truth[asked][0]]
-show(
-    [
-        (queries[asked], f"test: {subject}"),
-        *((photos[one], f"{place}.") for place, one in enumerate(lists[asked][:5], 1)),
-    ]
-)
+relevant = read_retrieval_solution(WORK / "mirror/ground_truth/retrieval_solution_v2.1.csv").public
+query, wanted = next(iter(relevant.items()))
+best = [
+    (photos[identity], f"{place}. {'right' if identity in wanted else 'wrong'}")
+    for place, identity in enumerate(lists[query][:5], 1)
+]
+print(f"the index has {len(wanted)} photos of the same landmark")
+show(side_by_side([(queries[query], f"test: {names[truth[query][0]]}"), *best]))
 
 # %% [markdown]
 # ## Where to go on
