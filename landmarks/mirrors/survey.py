@@ -17,6 +17,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.progress import Progress
 from landmarks.running.threads import in_threads
 
+pd.set_option("mode.string_storage", "python")  # Arrow's strings refuse the names of files that are no UTF-8
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"} | HEIF_SUFFIXES
 FOLDERS_NAMED = 3
