@@ -107,7 +107,7 @@ print(images.dtype, images.shape, "->", crops.shape)
 next(shards, None)  # who asks for the next shard is done with this one; of the public mirror it would be deleted now
 edge = (SIZE - crops.shape[1]) // 2
 framed = np.pad(crops, [(0, 0), (edge, edge), (edge, edge), (0, 0)], constant_values=255)
-show(Image.fromarray(np.vstack([np.hstack([*images]), np.hstack([*framed])])))
+show(Image.fromarray(np.vstack([np.hstack(list(one)) for one in (images, framed)])))
 
 # %% [markdown]
 # ## The network
@@ -128,7 +128,7 @@ model = models.build_model(LANDMARKS, ModelSettings(loss="none", image_size=SIZE
 predictor = models.predictor(model)
 
 some = sorted(names)[:4]
-rows: list[tuple] = []
+rows: list[tuple[int, np.ndarray]] = []
 for shard in mirror.stream("train", mirror.shard_names("train")):
     chosen = [identity for identity in shard.ids if landmark_of[identity] in some]
     for ids, images in Batches(shard, chosen, SIZE, batch_size=16):

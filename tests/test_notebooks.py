@@ -31,11 +31,11 @@ def test_each_script_is_a_notebook():
 
 
 def test_the_tutorial_runs(tmp_path):
-    parameters = f"WORK = Path({str(tmp_path)!r})\nLANDMARKS, VIEWS, OTHERS, SIZE = 4, (6, 7), 4, 32"
+    parameters = f"WORK = Path({str(tmp_path)!r})\nLANDMARKS, VIEWS, OTHERS, SIZE = 4, (6, 7), 8, 32"
     said = kernels.execute(FOLDER / "tutorial.ipynb", tmp_path / "out.ipynb", parameters, FOLDER)
     assert "map@100" in said and "gap" in said
     outputs = [one for cell in jupytext.read(tmp_path / "out.ipynb").cells for one in cell.get("outputs", [])]
-    assert sum(bool({"image/png", "image/jpeg"} & set(one.get("data", {}))) for one in outputs) == 9
+    assert sum(bool({"image/png", "image/jpeg"} & set(one.get("data", {}))) for one in outputs) == 10
 
 
 def as_competition(mirror: Path, out: Path) -> list[str]:
