@@ -48,8 +48,10 @@ class Liar(Handler):
         if begin and draws("range", 2):
             if self.server.draws("range", 2):
                 del self.headers["Range"]
+                begin = 0  # all of it under the length of all of it: what no client could notice is not sent
             else:
-                self.headers.replace_header("Range", f"bytes={begin - 1}-")
+                begin -= 1
+                self.headers.replace_header("Range", f"bytes={begin}-")
         if draws("change", 3) and is_shard:
             self.tag = '"older"'
             body = bytes(byte ^ 1 for byte in body)
