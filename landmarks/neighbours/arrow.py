@@ -19,6 +19,7 @@ import pandas as pd
 
 import features
 from landmarks.mirrors.base import SPLITS
+from landmarks.neighbours import gallery
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.arrays import open_npz
@@ -73,9 +74,6 @@ def parts_of(run: RunSettings) -> list[Part]:
 
     Raises InputError if there are none, one is damaged, or they are not all of one model.
     """
-    command.prepare_backend()
-    from landmarks.neighbours import gallery  # Keras takes seconds, which --help need not wait for
-
     folder = run.features
     files = [(split, path) for split in SPLITS for path in sorted((folder / split).glob("*.npz"))]
     remedy = f"run recognition.py and retrieval.py --work {','.join(map(str, run.folders))} again"
@@ -92,15 +90,15 @@ def parts_of(run: RunSettings) -> list[Part]:
     return [Part(split, path, known.get(split)) for split, path in files]
 
 
-def labels(gallery: Path, folder: Path) -> pd.DataFrame | None:
+def labels(kept: Path, folder: Path) -> pd.DataFrame | None:
     """`landmark` and `score`, which is missing, of the train photos that vote, by id; None where none was to vote."""
-    if not gallery.exists():
+    if not kept.exists():
         return None
-    with open_npz(gallery) as (arrays, _):
+    with open_npz(kept) as (arrays, _):
         names, landmark = arrays["files"].tolist(), arrays["landmark"].astype(np.int64)
     ids = features.ids_in(folder / Path(name).name for name in names)
     if len(ids) != len(landmark):
-        raise ValueError(f"{gallery} goes with other features")
+        raise ValueError(f"{kept} goes with other features")
     return _by_id(ids[landmark >= 0], landmark[landmark >= 0], np.nan) if names else None
 
 
