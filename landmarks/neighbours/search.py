@@ -1,7 +1,7 @@
 """Features files to each query's nearest index photos: exact, in batches, in the memory of one part of the index."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,36 @@ class Neighbours(NamedTuple):
     index_landmark: np.ndarray | None  # (N,) int64
 
 
+class Part(NamedTuple):
+    """Consecutive files of the index, which are searched together."""
+
+    files: list[tuple[Path, np.ndarray | slice]]  # each with the rows that may be found
+    start: int  # position of the first photo
+    photos: int
+    dimension: int
+
+
+class Query(NamedTuple):
+    """A file of queries, and the k nearest in the parts so far, best first; a scan brings in those of one more."""
+
+    path: Path
+    similarities: np.ndarray  # (n, k) float32
+    positions: np.ndarray  # (n, k) int32
+
+
+# Brings the nearest photos of a part into some queries, and yields the places in that list as they are done.
+Scan = Callable[[Part, list[Query], Progress], Iterator[int]]
+
+
+def scan_all(part: Part, queries: list[Query], bar: Progress) -> Iterator[int]:
+    """The exact scan: all pairs, with the part in memory as float32."""
+    embeddings = np.empty((part.photos, part.dimension), np.float32)
+    _read_part(part.files, embeddings)
+    for place, query in enumerate(queries):
+        _search_file(query.path, embeddings, part.start, query.similarities, query.positions, bar)
+        yield place
+
+
 def search(
     query_files: list[Path],
     index_files: list[Path],
@@ -42,6 +72,8 @@ def search(
     parts: int = 1,
     wanted: pd.Index | None = None,
     keep: Path | None = None,
+    scan: Scan = scan_all,
+    scanned_by: str = "",
 ) -> Neighbours:
     """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
 
@@ -56,6 +88,7 @@ def search(
             bytes a query). So a search that is stopped, or killed, costs one part for one query file, and a finished
             one is read by whoever asks for as many neighbours or fewer, in whatever parts. Results of other embeddings
             or other `wanted` photos, and damaged ones, are made anew; other files there are deleted.
+        scan: what searches a part; `scanned_by` tells its results from those of other scans.
 
     Raises:
         InputError: there are no files, one is damaged, or they are not all of one model.
@@ -80,7 +113,7 @@ def search(
     similarities = np.full((ends[-1], k), -np.inf, np.float32)
     positions = np.full((ends[-1], k), -1, np.int32)
     results = [(similarities[rows], positions[rows]) for rows in rows_of]
-    stamps = [_stamps(query, index, chosen, groups) for query in queries]
+    stamps = [_stamps(f"{query.crc32}{scanned_by}", index, chosen, groups) for query in queries]
     done = [0] * len(queries)  # in so many parts each query file was searched before
     if keep is not None:
         delete_others(keep, query_files)
@@ -89,15 +122,14 @@ def search(
     already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
     with Progress(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
-        memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
         for number in range(min(done), len(groups)):
-            part, start = memory[: photos[number]], sum(photos[:number])
-            _read_part([(index_files[file], chosen[file]) for file in groups[number]], part)
-            for path, stamp, result, searched in zip(query_files, stamps, results, done, strict=True):
-                if searched <= number:
-                    _search_file(path, part, start, *result, bar)
-                    if keep is not None:
-                        keep_result(keep / path.name, stamp[number + 1], *result)
+            rows = [(index_files[file], chosen[file]) for file in groups[number]]
+            part = Part(rows, sum(photos[:number]), photos[number], queries[0].dimension)
+            todo = [place for place, searched in enumerate(done) if searched <= number]
+            for finished in scan(part, [Query(query_files[place], *results[place]) for place in todo], bar):
+                place = todo[finished]
+                if keep is not None:
+                    keep_result(keep / query_files[place].name, stamps[place][number + 1], *results[place])
     _order(similarities, positions)
     (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
@@ -234,14 +266,14 @@ def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
 
 
 def _stamps(
-    query: Outline, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
+    query: str, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
 ) -> list[str]:
     """What a query file's result is made of after 0, 1, ... all parts of the index: the embeddings, in their order.
 
     The digest after some parts has nothing of those that come, so that a file which has to be embedded again spoils
     only the parts from its own on.
     """
-    digest = hashlib.sha256(f"{query.crc32}".encode())
+    digest = hashlib.sha256(query.encode())
     stamps = [digest.hexdigest()]
     for group in groups:
         for number in group:
