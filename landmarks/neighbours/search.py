@@ -10,8 +10,8 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from features import Features, Outline, load_features, outline
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import Features, Outline, load_features, outline
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.threads import cores
