@@ -26,8 +26,7 @@ class Compiled:
         predictor: takes photos (B, S, S, 3) uint8 of one size, or a list of those of several, to arrays by name.
 
     Raises:
-        InputError: OpenVINO is not installed, cannot take the network, or Keras runs on another back end than
-            TensorFlow.
+        InputError: OpenVINO cannot take the network, or `require` raises it.
     """
 
     def __init__(self, predictor: keras.Model, engine: Engine = "keras"):
@@ -47,6 +46,16 @@ class Compiled:
             )
             for name, output in self.predictor.output.items()
         }
+
+
+def require(engine: Engine) -> None:
+    """Raise InputError unless an engine can be had on this machine."""
+    if engine == "keras":
+        return
+    if find_spec("openvino") is None:
+        raise InputError(f"--engine {engine} needs openvino: pip install -r requirements-export.txt")
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(f"--engine {engine} takes networks of TensorFlow: unset KERAS_BACKEND")
 
 
 def _compile(predictor: keras.Model) -> Call:
@@ -92,10 +101,7 @@ def _folded(predictor: keras.Model) -> Call:
 
 
 def _openvino(predictor: keras.Model, engine: Engine) -> Call:
-    if find_spec("openvino") is None:
-        raise InputError(f"--engine {engine} needs openvino: pip install -r requirements-export.txt")
-    if keras.backend.backend() != "tensorflow":
-        raise InputError(f"--engine {engine} takes networks of TensorFlow: unset KERAS_BACKEND")
+    require(engine)
     import openvino
     import tensorflow as tf
 
