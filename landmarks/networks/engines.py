@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from landmarks.networks.devices import accelerated
 from landmarks.running.command import InputError
 
 Call = Callable[[Sequence[Any]], dict[str, Any]]
@@ -81,10 +82,7 @@ def _weights(predictor: keras.Model) -> tuple[list, list]:
 
 
 def _folds(predictor: keras.Model) -> bool:
-    import tensorflow as tf
-
-    size = sum(np.prod(variable.shape) * 4 for variable in predictor.variables)
-    return not tf.config.list_physical_devices("GPU") and size < FOLDED
+    return not accelerated() and 4 * predictor.count_params() < FOLDED
 
 
 def _folded(predictor: keras.Model) -> Call:
