@@ -3,17 +3,17 @@
     python recognition.py --recipe small-frozen --mirror MIRROR --work WORK
     python benchmarks/approximate.py WORK MIRROR [--photos 1000000 10000000] [--folder FOLDER]
 
-Noise would be no test, since all photos are equally far in it, and so few photos as we have are none either. So photos
-are made of the real embeddings in WORK: a landmark is a mean of three of them, weighted at random, and a photo of it that
-and what two pairs of real photos of one landmark (of the MIRROR's train.csv) differ by, so that it lies about its landmark
-as real ones do, in the same directions. A twentieth of the photos are landmarks, the most frequent ones far above 20
-photos; every tenth photo is Gaussian noise. Queries are photos made in the same way, of any landmark.
+Noise would be no test, since in it all photos are equally far, and real photos we have only thousands of. So photos are
+made of the real embeddings in WORK: a landmark is the mean of three of them, weighted at random, and a photo is that and
+what two pairs of real photos of one landmark (of the MIRROR's train.csv) differ by. So it lies about its landmark as far
+off as real ones do, and in the same directions. There are a twentieth as many landmarks as photos, some of them with
+thousands; every tenth photo is Gaussian noise. Queries are photos made in the same way, of any landmark.
 
-Ten million photos of 512 dimensions take 10.3 GB of disk, or what `--folder` has of them from before. Each search is a
-process of its own, for its peak memory (which has the imports in it, 0.2 GB). The exact search answers `--compared`
-queries, by which recall@k is told: which part of the exact k nearest is among the approximate k. Both read their files on
-the clock. The exact one answers twice, before and after the approximate one, since a shared machine's speed swings. There
-seconds of a core compare better, if threads sleep while they wait: OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0.
+Ten million photos of 512 dimensions take 10.3 GB of disk; `--folder` keeps them. Each search is a process of its own, for
+its peak memory, and reads its files on the clock. The exact search answers `--compared` queries, by which recall@k is
+told: which part of the exact k nearest is among the approximate k. It answers twice, before and after the approximate
+one, since a shared machine's speed swings. There seconds of a core compare better, if threads sleep while they wait:
+OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import pandas as pd
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project
 
-from features import Features, concatenate, load_features, save_features
 from landmarks.neighbours import approximate, search
+from landmarks.running.features_file import Features, concatenate, load_features, save_features
 
 K = 100
 SHARD = 100_000
@@ -117,9 +117,9 @@ def measure(folder: Path, how: str, queries: str, parts: int) -> Measured:
     return Measured(time.perf_counter() - began, time.process_time() - worked, peak, found)
 
 
-def in_own_process(*arguments: object) -> Measured:
+def in_own_process(folder: Path, how: str, queries: str, parts: int) -> Measured:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+        return pool.submit(measure, folder, how, queries, parts).result()
 
 
 def recall(found: np.ndarray, exact: np.ndarray, k: int) -> float:
@@ -133,7 +133,7 @@ def compare(folder: Path, photos: int, queries: int, compared: int, parts: int) 
     print(f"{photos:,} photos, {compared:,} queries compared, index in {parts} parts for the exact search", flush=True)
     exact = ask(folder, "exact", "compared", parts)
     made = in_own_process(folder, "ivfpq", "one", parts)
-    disk = sum(path.stat().st_size for path in (folder / "codes").iterdir())
+    disk = sum(path.stat().st_size for path in (folder / "codes").glob("*/*.npz"))
     print(f"lists: {made.seconds / 60:.1f} minutes, {made.core_seconds / 60:.1f} of a core, "
           f"peak {made.peak:.2f} GB, {disk / 1e9:.2f} GB of disk", flush=True)  # fmt: skip
     for name in ("few", "test"):
@@ -149,8 +149,8 @@ def compare(folder: Path, photos: int, queries: int, compared: int, parts: int) 
 def ask(folder: Path, how: str, queries: str, parts: int) -> Measured:
     found = in_own_process(folder, how, queries, parts)
     count = len(found.found)
-    print(f"{how}, {count:,} queries: {count / found.seconds:.1f} a second, {count / found.core_seconds:.1f} a second of "
-          f"a core, peak {found.peak:.2f} GB", flush=True)  # fmt: skip
+    rates = f"{count / found.seconds:.1f} a second, {count / found.core_seconds:.1f} a second of a core"
+    print(f"{how}, {count:,} queries: {rates}, peak {found.peak:.2f} GB", flush=True)
     return found
 
 

@@ -1,10 +1,10 @@
 """Neighbours among tens of millions of photos: candidates by IVF-PQ, their similarities exact, from the features files.
 
-Jegou, Douze and Schmid, "Product quantization for nearest neighbor search" (PAMI 2011), in 4 bits, as Andre, Kermarrec and
-Le Scouarnec ("Cache locality is not enough", VLDB 2015) and faiss scan them fast. The photos are in lists, by the nearest
-of some thousand centroids; a query looks through the lists of the centroids nearest to it. What is kept there of a photo
-is a code of half a byte for every 4 dimensions, of what is left of its embedding after the centroid. Of the photos that
-seem nearest by their codes the features files tell the similarities, as the exact search has them.
+The photos are in lists, by the nearest of some thousand centroids; a query looks through the lists of the centroids that
+are nearest to it. Of a photo a list has a code, half a byte for every 4 dimensions of what its embedding and the centroid
+differ by. Of the photos that seem nearest by their codes the features files tell the similarities, as the exact search
+has them. Sources: Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011; and, for codes
+of 4 bits, as faiss scans them, Andre, Kermarrec and Le Scouarnec, "Cache locality is not enough", VLDB 2015.
 """
 
 import math
@@ -16,15 +16,16 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from features import load_features, outline
 from landmarks.neighbours import search as exact
-from landmarks.neighbours.search import BATCH, Neighbours, Part, Query
+from landmarks.neighbours.search import BATCH, Neighbours, Part, Query, Search, embeddings_of, outlines_of
 from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import check_stop
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
+from landmarks.running.settings import RunSettings
 from landmarks.running.threads import in_threads
 
+LISTS = "lists"  # in a work folder
 FEWEST = 50_000  # index photos: among fewer the exact search is as fast
 BITS = 4  # of a code's number: the 16 sums that it selects among lie in a processor's registers
 WIDTH = 4  # dimensions that such a number stands for
@@ -33,6 +34,11 @@ PROBED = 16  # lists that a query looks through
 CANDIDATES = 5  # photos whose similarities are told, for each one that is asked for
 LEAST = 500  # of these
 PAIRS = 2**25  # of queries and candidates at once: 0.7 GB of positions, similarities and their order
+
+
+def chosen(run: RunSettings) -> Search:
+    """The search that the setting `search` names."""
+    return exact.search if run.search == "exact" else partial(search, codes=run.work / LISTS)
 
 
 def search(
@@ -47,21 +53,23 @@ def search(
 ) -> Neighbours:
     """As `search.search`, but that it may miss some of the nearest photos; those that it finds have their similarities.
 
-    The lists are on disk, a file of codes for each of the index, and in memory one part at a time: as many files as take
-    no more memory than a part of the exact search does, 14 times as many photos of 512 dimensions. Features files are
-    read twice to make the codes, and then once for every 67,000 queries (of 500 candidates), one in memory at a time.
+    The lists are on disk, a file of codes for each of the index, and in memory one part at a time: as many files as
+    take no more memory than a part of the exact search does, 14 times as many photos of 512 dimensions. Features files
+    are read twice to make the codes, and then once for every 67,000 queries of 500 candidates, one in memory at a time.
 
     Args:
         codes: the folder of the lists, whatever is `wanted` of them: 66 bytes a photo of 512 dimensions. What is there
             of the same embeddings is not made again, so that a search which was stopped goes on.
     """
-    files = [outline(path) for path in index_files]
-    if sum(len(one.ids) for one in files) < FEWEST:
+    files = dict(zip(index_files, outlines_of(index_files), strict=True))
+    dimension = files[index_files[0]].dimension if files else 0
+    if sum(len(one.ids) for one in files.values()) < FEWEST:
         return exact.search(query_files, index_files, k, parts, wanted, keep)
-    lists = Lists({path: (one.crc32, len(one.ids)) for path, one in zip(index_files, files, strict=True)}, codes)
+    folder = codes / "-".join(index_files[0].parent.parts[-2:])  # features-index
+    lists = Lists({path: (one.crc32, len(one.ids)) for path, one in files.items()}, dimension, folder)
     lists.train()
     lists.fill()
-    memory = 2 * (lists.index.sa_code_size() + 8) / (4 * files[0].dimension)  # as codes come, and as they are scanned
+    memory = 2 * (lists.index.sa_code_size() + 8) / (4 * dimension)  # as codes come, and as they are scanned
     scan = partial(_scan, lists, max(CANDIDATES * k, LEAST))
     return exact.search(
         query_files, index_files, k, math.ceil(parts * memory), wanted, keep, scan, f"{lists.made_from} {PROBED}"
@@ -76,20 +84,17 @@ class Lists:
         folder: where the lists are kept: `quantizer.npz`, and the codes in a file of the name of each features file.
     """
 
-    def __init__(self, files: dict[Path, tuple[int, int]], folder: Path):
+    def __init__(self, files: dict[Path, tuple[int, int]], dimension: int, folder: Path):
         self.files, self.folder = files, folder
         self.photos = sum(count for _, count in files.values())
         count = 2 ** round(math.log2(0.65 * math.sqrt(self.photos)))  # 512 for a million photos, 2,048 for ten
         self.made_from = digest(list(files.values()), count, BITS, WIDTH, LISTED)
-        dimension = outline(next(iter(files))).dimension
         numbers = math.ceil(dimension / WIDTH)
         # A rotation keeps inner products, and lets the numbers of a code tell about as much each.
         self.rotation = faiss.RandomRotationMatrix(dimension, numbers * WIDTH)
         self.rotation.init(0)
         self.centroids = faiss.IndexFlatIP(numbers * WIDTH)
-        self.index = faiss.IndexIVFPQ(
-            self.centroids, numbers * WIDTH, count, numbers, BITS, faiss.METRIC_INNER_PRODUCT
-        )
+        self.index = faiss.IndexIVFPQ(self.centroids, numbers * WIDTH, count, numbers, BITS, faiss.METRIC_INNER_PRODUCT)
 
     def train(self) -> None:
         """Find the centroids, by spherical k-means of a sample, and what codes stand for; or read them."""
@@ -100,7 +105,7 @@ class Lists:
             rng, share, sample = np.random.default_rng(0), index.nlist * LISTED / self.photos, []
             for file in Progress(self.files, "sample of the index", unit=" files", leave=False):
                 check_stop()
-                embeddings = load_features(file).embeddings
+                embeddings = embeddings_of(file)
                 sample.append(self.rotated(embeddings[rng.random(len(embeddings)) < share]))
             index.cp.niter, index.cp.seed = 10, 0
             index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 2 * LISTED
@@ -117,7 +122,7 @@ class Lists:
         for file in Progress(self.files, "lists", unit=" files"):
             check_stop()
             if self.codes(file) is None:
-                codes = self.index.sa_encode(self.rotated(load_features(file).embeddings))
+                codes = self.index.sa_encode(self.rotated(embeddings_of(file)))
                 _keep(self.folder / file.name, self._stamp(file), codes=codes)
 
     def rotated(self, embeddings: np.ndarray) -> np.ndarray:
@@ -155,7 +160,7 @@ def _scan(lists: Lists, count: int, part: Part, queries: list[Query], bar: Progr
         sizes = np.cumsum([len(queries[place].positions) for place in places])
         these = places[: max(1, np.searchsorted(sizes, at_once, side="right"))]
         places = places[len(these) :]
-        embeddings = np.concatenate([load_features(queries[place].path).embeddings for place in these])
+        embeddings = np.concatenate([embeddings_of(queries[place].path) for place in these])
         candidates = np.empty((len(embeddings), count), np.int32)
         for first in range(0, len(embeddings), BATCH):
             check_stop()
@@ -177,10 +182,10 @@ def _similarities(queries: np.ndarray, candidates: np.ndarray, part: Part) -> np
     similarities = np.full(len(places), -np.inf, np.float32)
     order = places.argsort()
     end, first = np.count_nonzero(places < 0), 0
-    features = in_threads(load_features, [file for file, _ in part.files], ahead=2)
-    for (_, rows), one in zip(part.files, features, strict=True):
+    read = in_threads(embeddings_of, [file for file, _ in part.files], ahead=2)
+    for (_, rows), embeddings in zip(part.files, read, strict=True):
         check_stop()
-        embeddings = one.embeddings[rows]
+        embeddings = embeddings[rows]
         begin, end = end, np.searchsorted(places, first + len(embeddings), sorter=order)
         pairs = order[begin:end]
         seen, to = np.unique(places[pairs], return_inverse=True)

@@ -1,6 +1,7 @@
 """Features files to each query's nearest index photos: exact, in batches, in the memory of one part of the index."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from features import Features, Outline, load_features, outline
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import Features, Outline, load_features, outline
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.threads import cores
@@ -45,24 +46,24 @@ class Part(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A file of queries, and the k nearest in the parts so far, best first; a scan brings in those of one more."""
+    """A file of queries, and the k nearest in the parts so far, best first."""
 
     path: Path
     similarities: np.ndarray  # (n, k) float32
     positions: np.ndarray  # (n, k) int32
 
 
-# Brings the nearest photos of a part into some queries, and yields the places in that list as they are done.
+# Brings the nearest of a part into what some queries have, in place, and yields their numbers as they are done.
 Scan = Callable[[Part, list[Query], Progress], Iterator[int]]
+Search = Callable[..., Neighbours]  # of the arguments of `search`, but for the scan
 
 
 def scan_all(part: Part, queries: list[Query], bar: Progress) -> Iterator[int]:
     """The exact scan: all pairs, with the part in memory as float32."""
-    embeddings = np.empty((part.photos, part.dimension), np.float32)
-    _read_part(part.files, embeddings)
-    for place, query in enumerate(queries):
-        _search_file(query.path, embeddings, part.start, query.similarities, query.positions, bar)
-        yield place
+    _read_part(part.files, embeddings := np.empty((part.photos, part.dimension), np.float32))
+    for number, (path, *found) in enumerate(queries):
+        _search_file(path, embeddings, part.start, *found, bar)
+        yield number
 
 
 def search(
@@ -96,7 +97,7 @@ def search(
     """
     if not query_files or not index_files:
         raise InputError("no features files to search: embed the queries and the index first")
-    outlines = _outlines([*query_files, *index_files])
+    outlines = outlines_of([*query_files, *index_files])
     queries, index = outlines[: len(query_files)], outlines[len(query_files) :]
     del outlines  # so that ids which are not wanted go
     chosen = [slice(None) if wanted is None else wanted.get_indexer(one.ids) >= 0 for one in index]
@@ -148,7 +149,7 @@ class Index:
     """
 
     def __init__(self, files: list[Path], chosen: np.ndarray | None = None, more: Features | None = None):
-        outlines = _outlines(files)
+        outlines = outlines_of(files)
         ends = np.cumsum([len(one.ids) for one in outlines])
         if chosen is None:
             chosen = np.ones(ends[-1], bool)
@@ -209,7 +210,7 @@ def split_evenly(counts: list[int], parts: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _outlines(files: list[Path]) -> list[Outline]:
+def outlines_of(files: list[Path]) -> list[Outline]:
     """Read all but the embeddings, to name a bad file in seconds and not hours into the search."""
     outlines: list[Outline] = []
     for path in files:
@@ -225,13 +226,18 @@ def _outlines(files: list[Path]) -> list[Outline]:
     return outlines
 
 
+def embeddings_of(path: Path) -> np.ndarray:
+    """(n, D) float16 or float32, as the file has them. Raises InputError if it is damaged."""
+    with _named():
+        return load_features(path).embeddings
+
+
 def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
     """Fill `part`, (n, D) float32, with the chosen rows of some files."""
     size = 0
     for path, rows in files:
         check_stop()
-        with _named():
-            embeddings = load_features(path).embeddings[rows]
+        embeddings = embeddings_of(path)[rows]
         part[size : (size := size + len(embeddings))] = embeddings
 
 
@@ -239,20 +245,35 @@ def _search_file(
     path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: Progress
 ) -> None:
     """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
-    with _named():
-        embeddings = load_features(path).embeddings
+    embeddings = embeddings_of(path)
+    knn, batches = _faiss_knn, len(embeddings) // BATCH + 1  # faiss is slow on a last one of under 20
+    if _accelerated():
+        from landmarks.neighbours.tiles import knn
+
+        batches = 1  # a tile of the index is on the device once
     stop = 0
-    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):  # faiss is slow on a last one of under 20
+    for batch in np.array_split(embeddings, batches):
         check_stop()
         rows = slice(stop, stop := stop + len(batch))
-        found, places = faiss.knn(
-            batch.astype(np.float32), part, similarities.shape[1], metric=faiss.METRIC_INNER_PRODUCT
-        )
+        found, places = knn(batch.astype(np.float32), part, similarities.shape[1])
         places[places >= 0] += start
         similarities[rows], positions[rows] = faiss.merge_knn_results(
             np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
         )
         bar.update(len(batch) * len(part))
+
+
+def _faiss_knn(queries: np.ndarray, photos: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return faiss.knn(queries, photos, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _accelerated() -> bool:
+    """Whether Keras, which is there where photos were embedded, has an accelerator."""
+    if "keras" not in sys.modules:
+        return False
+    from landmarks.networks.devices import accelerated
+
+    return accelerated()
 
 
 def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
@@ -265,9 +286,7 @@ def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
         positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
 
 
-def _stamps(
-    query: str, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
-) -> list[str]:
+def _stamps(query: str, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]) -> list[str]:
     """What a query file's result is made of after 0, 1, ... all parts of the index: the embeddings, in their order.
 
     The digest after some parts has nothing of those that come, so that a file which has to be embedded again spoils

@@ -75,6 +75,9 @@ class RunSettings(Section):
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
+    search: Literal["exact", "ivfpq"] = "exact"
+    """how the index, and the train photos that name landmarks, are searched; ivfpq: approximately, by the codes of
+    product quantization in inverted lists on disk, and then exactly among candidates; for millions of photos"""
 
     @property
     def folders(self) -> list[Path]:
@@ -275,6 +278,9 @@ class EmbeddingSettings(Section):
 
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
+    engine: Literal["keras", "openvino", "openvino-bf16"] = "keras"
+    """what runs the network: Keras' back end; or OpenVINO, on a CPU faster by a fifth and, in bfloat16, by twice, which
+    changes an embedding by 1 in 1,000"""
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
     scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"
