@@ -4,16 +4,16 @@
     python benchmarks/approximate.py WORK MIRROR [--photos 1000000 10000000] [--folder FOLDER]
 
 Noise would be no test, since in it all photos are equally far, and real photos we have only thousands of. So photos are
-made of the real embeddings in WORK: a landmark is the mean of three of them, weighted at random, and a photo is that and
-what two pairs of real photos of one landmark (of the MIRROR's train.csv) differ by. So it lies about its landmark as far
-off as real ones do, and in the same directions. There are a twentieth as many landmarks as photos, some of them with
-thousands; every tenth photo is Gaussian noise. Queries are photos made in the same way, of any landmark.
+made of the real embeddings in WORK: a landmark is the mean of three of them, weighted at random, and a photo is that
+and what two pairs of real photos of one landmark (of the MIRROR's train.csv) differ by. So it lies about its landmark
+as far off as real ones do, and in the same directions. There are a twentieth as many landmarks as photos, some of them
+with thousands; every tenth photo is Gaussian noise. Queries are photos made in the same way, of any landmark.
 
-Ten million photos of 512 dimensions take 10.3 GB of disk; `--folder` keeps them. Each search is a process of its own, for
-its peak memory, and reads its files on the clock. The exact search answers `--compared` queries, by which recall@k is
-told: which part of the exact k nearest is among the approximate k. It answers twice, before and after the approximate
-one, since a shared machine's speed swings. There seconds of a core compare better, if threads sleep while they wait:
-OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0.
+Ten million photos of 512 dimensions take 10.3 GB of disk; `--folder` keeps them. Each search is a process of its own,
+for its peak memory, and reads its files on the clock. The exact search answers `--compared` queries, by which recall@k
+is told: which part of the exact k nearest is among the approximate k. It answers twice, before and after the
+approximate one, since a shared machine's speed swings. There seconds of a core compare better, if threads sleep while
+they wait: OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0.
 """
 
 import argparse

@@ -1,16 +1,18 @@
 """Neighbours among tens of millions of photos: candidates by IVF-PQ, their similarities exact, from the features files.
 
-The photos are in lists, by the nearest of some thousand centroids; a query looks through the lists of the centroids that
-are nearest to it. Of a photo a list has a code, half a byte for every 4 dimensions of what its embedding and the centroid
-differ by. Of the photos that seem nearest by their codes the features files tell the similarities, as the exact search
-has them. Sources: Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011; and, for codes
-of 4 bits, as faiss scans them, Andre, Kermarrec and Le Scouarnec, "Cache locality is not enough", VLDB 2015.
+The photos are in lists, by the nearest of some thousand centroids; a query looks through the lists of the centroids
+that are nearest to it. Of a photo a list has a code, half a byte for every 4 dimensions of what its embedding and the
+centroid differ by. Of the photos that seem nearest by their codes the features files tell the similarities, as the
+exact search has them. Sources: Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011;
+and, for codes of 4 bits, as faiss scans them, Andre, Kermarrec and Le Scouarnec, "Cache locality is not enough", VLDB
+2015.
 """
 
 import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -158,7 +160,7 @@ def _scan(lists: Lists, count: int, part: Part, queries: list[Query], bar: Progr
     places = list(range(len(queries)))
     while places:
         sizes = np.cumsum([len(queries[place].positions) for place in places])
-        these = places[: max(1, np.searchsorted(sizes, at_once, side="right"))]
+        these = places[: max(1, np.count_nonzero(sizes <= at_once))]
         places = places[len(these) :]
         embeddings = np.concatenate([embeddings_of(queries[place].path) for place in these])
         candidates = np.empty((len(embeddings), count), np.int32)
@@ -190,7 +192,7 @@ def _similarities(queries: np.ndarray, candidates: np.ndarray, part: Part) -> np
         pairs = order[begin:end]
         seen, to = np.unique(places[pairs], return_inverse=True)
         these, of, found = embeddings[seen - first].astype(np.float32), pairs // count, np.empty(len(pairs), np.float32)
-        faiss.pairwise_indexed_inner_product(
+        faiss.swigfaiss.pairwise_indexed_inner_product(
             queries.shape[1], len(pairs), *map(faiss.swig_ptr, (queries, of, these, to, found))
         )
         similarities[pairs] = found
@@ -223,5 +225,6 @@ def _read(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
 
 
 def _keep(path: Path, made_from: str, **arrays: np.ndarray) -> None:
+    everything: dict[str, Any] = {"made_from": made_from, **arrays}
     with whole(path) as part:
-        np.savez(part, made_from=made_from, **arrays)
+        np.savez(part, **everything)

@@ -61,8 +61,8 @@ Search = Callable[..., Neighbours]  # of the arguments of `search`, but for the 
 def scan_all(part: Part, queries: list[Query], bar: Progress) -> Iterator[int]:
     """The exact scan: all pairs, with the part in memory as float32."""
     _read_part(part.files, embeddings := np.empty((part.photos, part.dimension), np.float32))
-    for number, (path, *found) in enumerate(queries):
-        _search_file(path, embeddings, part.start, *found, bar)
+    for number, query in enumerate(queries):
+        _search_file(query.path, embeddings, part.start, query.similarities, query.positions, bar)
         yield number
 
 
