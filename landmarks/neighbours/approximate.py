@@ -27,6 +27,7 @@ from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings
 from landmarks.running.threads import in_threads
 
+inner_products = faiss.pairwise_indexed_inner_product  # type: ignore[attr-defined]  # its stubs lack it
 LISTS = "lists"  # in a work folder
 FEWEST = 50_000  # index photos: among fewer the exact search is as fast
 BITS = 4  # of a code's number: the 16 sums that it selects among lie in a processor's registers
@@ -160,7 +161,7 @@ def _scan(lists: Lists, count: int, part: Part, queries: list[Query], bar: Progr
     places = list(range(len(queries)))
     while places:
         sizes = np.cumsum([len(queries[place].positions) for place in places])
-        these = places[: max(1, np.count_nonzero(sizes <= at_once))]
+        these = places[: max(1, int((sizes <= at_once).sum()))]
         places = places[len(these) :]
         embeddings = np.concatenate([embeddings_of(queries[place].path) for place in these])
         candidates = np.empty((len(embeddings), count), np.int32)
@@ -192,9 +193,7 @@ def _similarities(queries: np.ndarray, candidates: np.ndarray, part: Part) -> np
         pairs = order[begin:end]
         seen, to = np.unique(places[pairs], return_inverse=True)
         these, of, found = embeddings[seen - first].astype(np.float32), pairs // count, np.empty(len(pairs), np.float32)
-        faiss.swigfaiss.pairwise_indexed_inner_product(
-            queries.shape[1], len(pairs), *map(faiss.swig_ptr, (queries, of, these, to, found))
-        )
+        inner_products(queries.shape[1], len(pairs), *map(faiss.swig_ptr, (queries, of, these, to, found)))
         similarities[pairs] = found
         first += len(embeddings)
     return similarities.reshape(candidates.shape)
