@@ -77,10 +77,10 @@ def main() -> None:
         parts = {}
         for name in backends:
             parts[f"training-{name}"] = (
-                name, ["benchmarks/training.py", *net, *rival, "--batch-size=256", "--steps=40", "--turns=5"],
+                name, ["benchmarks/training.py", *net, *rival, "--batch-size=256", "--steps=20", "--turns=3"],
             )  # fmt: skip
             parts[f"embedding-{name}"] = (
-                name, ["benchmarks/embedding.py", *net, *rival, "--recipe=softmax", "--batch-size=256", "--batches=32"],
+                name, ["benchmarks/embedding.py", *net, *rival, "--recipe=softmax", "--batch-size=256", "--batches=16"],
             )  # fmt: skip
         for name in backends:
             parts[f"search-{name}"] = name, ["-c", SEARCH, str(given.out)]
@@ -102,6 +102,7 @@ def main() -> None:
                 continue
             environment = os.environ | {
                 "KERAS_BACKEND": backend, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": _paths(),
+                "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }  # fmt: skip
             start = time.monotonic()
             try:
