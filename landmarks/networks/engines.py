@@ -17,7 +17,7 @@ FOLDED = 2**30  # bytes of weights: a graph of TensorFlow with its constants hol
 
 
 class Compiled:
-    """What a predictor computes, with the weights that it has now, as one call that is not waited for.
+    """What a predictor computes, as one call that is not waited for; its weights have to stay as they are.
 
     On a CPU TensorFlow gets the weights as constants, and folds the batch normalisations into the convolutions: 1.4
     times the photos a second of `predict_on_batch` (benchmarks/embedding.py). OpenVINO does the same with better
@@ -64,9 +64,14 @@ def _compile(predictor: keras.Model) -> Call:
     if backend == "jax":
         import jax
 
-        weights = [[variable.value for variable in group] for group in _weights(predictor)]
         call = jax.jit(lambda *given: predictor.stateless_call(*given, training=False)[0])
-        return lambda photos: call(*weights, _given(photos))
+
+        def run(photos: Sequence[Any]) -> dict[str, Any]:
+            # Read at each call, as Keras' own functions may have given their arrays away and put others there.
+            weights = [[variable.value for variable in group] for group in _weights(predictor)]
+            return call(*weights, _given(photos))
+
+        return run
     if backend == "tensorflow" and _folds(predictor):
         return _folded(predictor)
     predictor.make_predict_function()
