@@ -79,6 +79,11 @@ def search(
     )
 
 
+def lists_of(photos: int) -> int:
+    """How many lists so many photos are in: 512 for a million, 2,048 for ten."""
+    return 2 ** round(math.log2(0.65 * math.sqrt(photos)))
+
+
 class Lists:
     """The inverted lists of some features files, on disk.
 
@@ -90,7 +95,7 @@ class Lists:
     def __init__(self, files: dict[Path, tuple[int, int]], dimension: int, folder: Path):
         self.files, self.folder = files, folder
         self.photos = sum(count for _, count in files.values())
-        count = 2 ** round(math.log2(0.65 * math.sqrt(self.photos)))  # 512 for a million photos, 2,048 for ten
+        count = lists_of(self.photos)
         self.made_from = digest(list(files.values()), count, BITS, WIDTH, LISTED)
         numbers = math.ceil(dimension / WIDTH)
         # A rotation keeps inner products, and lets the numbers of a code tell about as much each.
