@@ -34,19 +34,23 @@ def main() -> None:
     parser.add_argument("--machines", type=command.at_least(1), default=1, help="that share the shards (default 1)")
     parser.add_argument("--device", default="here", help="here (the default), or a kind of machine: cpu, t4, h100, ...")
     parser.add_argument("--megabytes", type=command.at_least(1), default=100, help="a second from the mirror, for each")
+    parser.add_argument(
+        "--times", type=command.at_least(1), default=1, help="as if the mirror were so many times as large"
+    )
     given, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        show(recipes.load([*rest, f"--work={Path(folder) / 'work'}"]), given.machines, given.device, given.megabytes)
+        recipe = recipes.load([*rest, f"--work={Path(folder) / 'work'}"])
+        show(recipe, given.machines, given.device, given.megabytes, given.times)
 
 
-def show(recipe: Recipe, machines: int, name: str, megabytes: int) -> None:
+def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -> None:
     """Print the plan."""
     device = rates.device("cpu" if name == "here" else name)
     cores = threads.cores() if name == "here" else device.cores
     command.prepare_backend()
     from landmarks.training import forecast, plan
 
-    counts = count(recipe)
+    counts = count(recipe).times(times)
     reading = plan.Reading(device.rates.decode.value * cores, megabytes * 1e6)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
@@ -79,6 +83,9 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int) -> None:
     seconds, network, disk = (sum(getattr(one, of) for one in stages) for of in ("seconds", "network", "disk"))
     sizes = "".join(f"{size_of(size):>9}" for size in (network, disk, max(stage.memory for stage in stages)))
     print(f"{'all':18}{time_of(seconds):>12}{'':28}{sizes}")
+    for stage in stages:
+        if name != "here" and stage.memory > device.memory:
+            print(f"{stage.name}: no such machine holds {size_of(stage.memory)}, it has {size_of(device.memory)}")
 
 
 def count(recipe: Recipe) -> "Counts":
@@ -90,7 +97,7 @@ def count(recipe: Recipe) -> "Counts":
         return plan.public(bool(photos.clean))
     mirror = open_mirror(source, recipe.run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
-    return plan.counted(mirror, photos, recipe.run.work, source.startswith(("http://", "https://")))
+    return plan.counted(mirror, photos, recipe.run.work, "://" in source)
 
 
 if __name__ == "__main__":

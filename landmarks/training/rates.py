@@ -36,6 +36,7 @@ class Rates(BaseModel):
 
     decode: Rate  # bytes of JPEG, of one core
     exact: Rate  # multiply-adds of the exact search
+    listed: Rate  # and those of the approximate one to find the list of each photo, on the processor
     codes: Rate  # codes of the approximate one that are scanned, of 512 dimensions
     told: Rate  # and its candidates whose similarities are told
     extract: Rate  # photos, to local features
