@@ -75,9 +75,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         net = ["--backbone=ResNet50", "--image-size=192", "--precision=mixed_bfloat16", "--busy", f"--json={given.out}"]
         rival = ["--rival=ResNet50"] * bool(find_spec("timm") and given.rival)
-        parts = {
-            "decode": (backends[0], ["benchmarks/decode.py", "--busy", "--photos=4096", f"--json={given.out}"]),
-        }  # fmt: skip
+        decode = ["benchmarks/decode.py", "--photos=2048", "--width=640", "--turns=3", *net[3:]]
+        parts = {"decode": (backends[0], decode)}
         for name in backends:
             parts[f"training-{name}"] = (
                 name, ["benchmarks/training.py", *net, *rival, "--batch-size=256", "--steps=20", "--turns=3"],

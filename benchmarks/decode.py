@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -80,18 +81,19 @@ def ways_of(shard: TarShard, folder: Path, size: int) -> dict[str, Callable[[], 
         import cv2
 
         cv2.setNumThreads(1)
+        flag = _reduced(shard, size)
 
         def published() -> float:
             with tempfile.TemporaryDirectory(dir=folder) as out, tarfile.open(shard.path) as tar:
                 tar.extractall(out, filter="data")
                 for first in range(0, count, BATCH):
                     paths = (f"{out}/{member_name(one)}" for one in shard.ids[first : first + BATCH])
-                    np.stack([cv2.resize(cv2.imread(path), (size, size)) for path in paths])
+                    np.stack([cv2.resize(np.asarray(cv2.imread(path)), (size, size)) for path in paths])
             return count
 
         def with_cv2(identity: str) -> np.ndarray:
             data = np.frombuffer(shard.read(identity), np.uint8)
-            return cv2.resize(cv2.imdecode(data, _reduced(shard, size)), (size, size))
+            return cv2.resize(np.asarray(cv2.imdecode(data, flag)), (size, size))
 
         ways["published"] = published
         ways["cv2 in threads"] = lambda: sum(1 for _ in in_threads(with_cv2, shard.ids, 3 * BATCH))
@@ -120,7 +122,7 @@ def _reduced(shard: TarShard, size: int) -> int:
     """OpenCV's flag for the smallest scale that is no smaller than `size`."""
     import cv2
 
-    height = cv2.imdecode(np.frombuffer(shard.read(shard.ids[0]), np.uint8), cv2.IMREAD_COLOR).shape[0]
+    height = Image.open(BytesIO(shard.read(shard.ids[0]))).height
     scales = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
     return next((flag for scale, flag in scales.items() if height >= scale * size), cv2.IMREAD_COLOR)
 
@@ -156,7 +158,7 @@ def _webdataset(shard: TarShard, size: int) -> Callable[[], float]:
 
     def load(sample: dict) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR)
-        return cv2.resize(image, (size, size))
+        return cv2.resize(np.asarray(image), (size, size))
 
     def run() -> float:
         photos = webdataset.WebDataset(str(shard.path), shardshuffle=False, empty_check=False).map(load)
