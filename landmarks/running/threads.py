@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,24 @@ def _limit(folder: Path) -> float:
 
 def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
     """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
-    waiting = iter(items)
     pool = ThreadPoolExecutor(threads or cores())
     try:
-        results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+        yield from in_order(pool, function, items, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator[Any]:
+    """`map(function, items)` by a pool, in order, with at most `ahead` results waiting; what waits at an end goes."""
+    waiting = iter(items)
+    results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+    try:
         while results:
             yield results.popleft().result()
             results.extend(pool.submit(function, item) for item in islice(waiting, 1))
     finally:
-        pool.shutdown(cancel_futures=True)
+        for result in results:
+            result.cancel()
 
 
 def in_background(items: Iterable, ahead: int) -> Generator[Any]:
