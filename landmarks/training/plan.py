@@ -1,6 +1,6 @@
 """What a run takes before it starts, stage by stage: hours, and what bounds them, network, disk and memory."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +92,7 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
 
 def network_stages(
     needs: Needs, pass_seconds: float, machine: Machine, counts: Counts, training: TrainingSettings,
-    embedding: EmbeddingSettings, machines: int,
+    embedding: EmbeddingSettings, machines: int, splits: Collection[str],
 ) -> list[Stage]:  # fmt: skip
     """Training and embedding by one model; photos are streamed through, so the slowest of three bounds a stage.
 
@@ -100,6 +100,7 @@ def network_stages(
 
     Args:
         pass_seconds: of one machine.
+        splits: what is embedded.
     """
 
     def stage(name: str, passes: float, split: str, times: float, share: float, shared_by: int, disk: float) -> Stage:
@@ -131,8 +132,8 @@ def network_stages(
         found.append(
             Stage("whiten", products / machine.products, "products", 1, memory=IMPORTS + 8 * size * (photos + 3 * size))
         )
-    for split, photos in counts.photos.items():
-        shared_by = min(machines, counts.shards[split])
+    for split in splits:
+        shared_by, photos = min(machines, counts.shards[split]), counts.photos[split]
         found.append(stage(f"embed {split}", photos * needs.embedded, split, 1, 1, shared_by, photos * kept))
     return found
 

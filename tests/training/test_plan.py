@@ -18,7 +18,9 @@ def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, **settings
     recipe = recipe_with(**{**plain, **settings})
     photos = sum(counts.photos.values())
     needs = forecast.needs(recipe.model, recipe.training, recipe.embedding, counts.learnt, counts.classes, photos)
-    found = plan.network_stages(needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines)
+    found = plan.network_stages(
+        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, counts.photos
+    )
     return {one.name: one for one in found}
 
 
