@@ -139,8 +139,8 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
-    source.train()  # so that a malformed table is told before hours of work
     with held(out):
+        source.train()  # so that a malformed table is told before hours of work
         _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
         for split in SPLITS:
             done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}

@@ -32,10 +32,10 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f"part-{path.name}")
     try:
         yield part
-        _to_disk(part)
+        to_disk(part)
         os.replace(part, path)
         with suppress(OSError):  # some systems and file systems do not let a folder be opened for that
-            _to_disk(path.parent)
+            to_disk(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -80,15 +80,20 @@ def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
         yield new
         for path in new.rglob("*"):
             if path.is_file():
-                _to_disk(path)
+                to_disk(path)
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Have what is written to a file, or of a folder which names are in it, survive a power cut."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

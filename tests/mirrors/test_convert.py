@@ -362,6 +362,21 @@ def test_an_extracted_tree_is_checked_and_shrunk_to_a_whole_mirror(tmp_path, cap
     assert check.check(str(tmp_path / "out")) == 0
 
 
+def test_shrink_into_a_folder_in_use_downloads_nothing(tmp_path, tiny_mirror, serve):
+    server, out = serve(tiny_mirror), tmp_path / "out"
+    other = (
+        "import sys; from landmarks.running.locks import *\nwith held(Path(sys.argv[1])): print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", other, out], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(InputError, match="in use by .*process"):
+            convert.shrink(server.url, out, 16)
+        process.stdin.write(b"\n")
+    assert not (out / "download").exists()
+
+
 def test_shrink_of_a_wrong_mirror_leaves_nothing(tmp_path, tiny_mirror):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError):

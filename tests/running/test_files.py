@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -36,6 +37,22 @@ def test_a_folder_appears_whole_and_replaces_only_one_of_ours(tmp_path):
     with pytest.raises(InputError, match="was not made by this command"), whole_folder(path, "mark"):
         raise AssertionError
     assert os.listdir(path.parent) == ["folder"] and os.listdir(path) == ["inner"]
+
+
+def test_a_folder_of_ours_stays_where_the_new_one_cannot_get_its_name(tmp_path, monkeypatch):
+    path, replace = tmp_path / "folder", os.replace
+    with whole_folder(path, "mark") as part:
+        (part / "mark").write_text("first")
+
+    def fails_for_the_new_one(source, target):
+        if source.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new_one)
+    with pytest.raises(OSError, match="Input/output"), whole_folder(path, "mark") as part:
+        (part / "mark").write_text("second")
+    assert (path / "mark").read_text() == "first" and os.listdir(tmp_path) == ["folder"]
 
 
 def test_rows_are_added_after_the_last_whole_line(tmp_path):
