@@ -18,6 +18,7 @@ from landmarks.mirrors.base import SPLITS
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.running import command
 from landmarks.running.command import InputError
+from landmarks.running.locks import held
 from landmarks.scoring import solutions
 
 
@@ -363,17 +364,9 @@ def test_an_extracted_tree_is_checked_and_shrunk_to_a_whole_mirror(tmp_path, cap
 
 
 def test_shrink_into_a_folder_in_use_downloads_nothing(tmp_path, tiny_mirror, serve):
-    server, out = serve(tiny_mirror), tmp_path / "out"
-    other = (
-        "import sys; from landmarks.running.locks import *\nwith held(Path(sys.argv[1])): print(flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", other, out], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        process.stdout.readline()
-        with pytest.raises(InputError, match="in use by .*process"):
-            convert.shrink(server.url, out, 16)
-        process.stdin.write(b"\n")
+    out = tmp_path / "out"
+    with held(out), pytest.raises(InputError, match="in use by .*process"):
+        convert.shrink(serve(tiny_mirror).url, out, 16)
     assert not (out / "download").exists()
 
 
