@@ -108,8 +108,12 @@ def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
     assert len(FolderMirror(tmp_path / "out").ids("train")) == 12
 
 
-def test_fetch_names_a_wrong_csv(tmp_path):
-    (tmp_path / "x.csv").write_text("id,link\na,b\n")
+@pytest.mark.filterwarnings("default::pandas.errors.ParserWarning")  # as users have it
+@pytest.mark.parametrize(
+    "text", ["id,link\na,b\n", "id,url,landmark_id\nabc1,http://127.0.0.1:9/a,b,5\nabc2,http://127.0.0.1:9/a,6,5\n"]
+)
+def test_fetch_names_a_wrong_csv(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
     with pytest.raises(InputError, match="x.csv.*id,url,landmark_id"):
         convert.fetch(tmp_path / "x.csv", tmp_path / "out", "train", 100, 1, 0, allow_private=True)
 
