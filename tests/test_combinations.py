@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from small_run import finish, run, times
 
-from features import load_features, save_features
+from landmarks.running.features_file import load_features, save_features
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, make_mirror
 from small_run import SETTINGS, finish, run, times
 
-from features import load_features
+from landmarks.running.features_file import load_features
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strangers import hostile, mutated, npy, npz
 
-from features import is_whole, load_features, made_from, outline
 from landmarks.local_features import kept
 from landmarks.neighbours import gallery
 from landmarks.networks.torch_file import read_tensors
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.command import InputError
+from landmarks.running.features_file import is_whole, load_features, made_from, outline
 from landmarks.running.settings import RunSettings
 
 
