@@ -36,9 +36,7 @@ else:
     import tomli as tomllib
 
 RECIPES = ROOT / "recipes"
-MAX_BYTES = (
-    2**14
-)  # of a TOML file, seven times what all settings take: a.a.a.a... costs tomllib the square of its length
+MAX_BYTES = 2**14  # of a TOML file, seven times what all settings take: tomllib reads a.a.a... in the square of it
 MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
