@@ -75,6 +75,9 @@ class RunSettings(Section):
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
+    search: Literal["exact", "ivfpq"] = "exact"
+    """how the index, and the train photos that name landmarks, are searched; ivfpq: approximately, by the codes of
+    product quantization in inverted lists on disk, and then exactly among candidates; for millions of photos"""
 
     @property
     def folders(self) -> list[Path]:
