@@ -114,6 +114,10 @@ class MirrorSettings(Section):
     """where the photos are: `sample` (built in), a URL, or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""
+    cache: str = Field("", title="FOLDER")
+    """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode"""
+    cache_size: float = Field(20, gt=0)
+    """gigabytes that the cache may take; shards that find no room are read anew in each epoch"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
     patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
