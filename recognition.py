@@ -124,7 +124,7 @@ def check(recipe: Recipe) -> None:
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
-            backbones.check(one.model)
+            backbones.check(one.model, one.embedding.sizes(one.model.image_size))
 
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:

@@ -41,6 +41,8 @@ NOT_RUN = {  # commands that begin so are looked at, but not run, for this reaso
     "python retrieval.py --work softmax": PUBLIC,
     "python mirror.py shrink https://": PUBLIC,
     "python recognition.py --recipe triplet": PUBLIC,
+    "python recognition.py --recipe small-frozen --weights delg/": "takes a model of others",
+    "python retrieval.py --work delg": "goes on from it",
     "python mirror.py fetch": "downloads photos",
     "python recognition.py --recipe dinov2-small": "takes weights from a hub",
     "python package_for_kaggle.py": "downloads 0.7 GB of wheels",

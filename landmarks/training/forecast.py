@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 import model as models
+from landmarks.networks.backbones import resolved
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 
 TRAINED = 3  # a step of training takes as long as this many forward passes: going back takes two
@@ -34,7 +35,7 @@ def forecast(
         learnt, classes: train photos and landmarks that are learnt from.
         seen: photos that are embedded.
     """
-    bare = model.model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
+    bare = resolved(model).model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
     network = models.build_model(0, bare, training.seed)
     predictor, batch = models.predictor(network), training.batch_size
     photos = np.zeros((batch, model.image_size, model.image_size, 3), np.uint8)
