@@ -132,6 +132,8 @@ def place(tiny_mirror, tmp_path_factory) -> Path:
     for number, name in enumerate(("eiffel-tower", "tower-bridge")):
         photos_in(folder / "my-photos" / name, 6, seed=10 * number)
     photos_in(folder / "other-photos", 6, seed=20)
+    rows = [f"my-photos/{name}/{number}.jpg,{name}" for name in ("eiffel-tower", "tower-bridge") for number in range(6)]
+    (folder / "my-list.csv").write_text("\n".join(["path,place", *rows]))
     photos_in(folder / "new-photos/My church", 3, seed=40)
     for number, name in enumerate(("photo", "A", "B")):
         (folder / f"{name}.jpg").write_bytes(jpeg(30 + number, (200, 150)))

@@ -65,7 +65,8 @@ class Frozen(layers.Layer):
     def __init__(self, kind: str, shape: tuple[int, ...] = (), **kwargs: Any):
         super().__init__(**{**kwargs, "trainable": False, "dtype": "float32"})
         self.supports_jit = False  # of the graph, which calls back
-        self.kind, self.shape, self.side = kind, tuple(shape), None
+        self.kind, self.shape = kind, tuple(shape)
+        self.side: int | None = None
         self._files: list[dict[str, bytes]] = []  # in a list, which Keras does not look into
         self._run: Any = None
 
@@ -88,7 +89,9 @@ class Frozen(layers.Layer):
         return ops.reshape(found, (-1, *ops.shape(found)[1:3], self.shape[-1]))
 
     def seen(self, photos):
-        """What the network itself gives."""
+        """What the network itself gives. Raises InputError if a .keras file was without its files."""
+        if self._run is None:
+            raise InputError(f"layer {self.name} has lost the files of its network; give the model as it was saved")
         if self.kind == "savedmodel":
             return self._run(ops.cast(ops.round(photos), "uint8"))
         return _called_back(self._run, photos, rank=1 + len(self.shape))
