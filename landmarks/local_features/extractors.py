@@ -90,9 +90,8 @@ def _open_savedmodel(folder: Path, points: int) -> Extractor:
         "input_abs_thres": tf.constant(0.0),  # the strongest are kept in any case
     }
     outputs = ("boxes", "features", "scores")
-    if savedmodel.is_one(folder):
-        savedmodel.require_harmless(folder)
     try:
+        savedmodel.require_harmless(folder)
         model = tf.saved_model.load(str(folder))
         if "serving_default" in model.signatures:
             run = model.signatures["serving_default"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.threads import cores
+from landmarks.running.version import version
 
 HISTORY = "runs.csv"  # in a work folder
 COLUMNS = ("began", "seconds", "ended", "command", "versions")
@@ -36,6 +37,7 @@ def noted(work: Path) -> Iterator[None]:
 
 
 def versions() -> str:
-    """Python's, those of the packages that are loaded of what figures depend on, and the machine's kind."""
+    """Of this project, Python, and the loaded packages that figures depend on; and the machine's kind."""
+    here = f"landmarks {version()}"
     loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if name in sys.modules]
-    return ", ".join([f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])
+    return ", ".join([here, f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])

@@ -73,6 +73,9 @@ class RunSettings(Section):
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
+    track: Literal["none", "mlflow"] = "none"
+    """note the run in a tracker of experiments too, when a script ends: in MLflow, at MLFLOW_TRACKING_URI or else in
+    the folder mlruns; TensorBoard finds WORK/logs without it"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
 
