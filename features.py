@@ -1,22 +1,34 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from generators import Batches
+from generators import of_shards
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
-from landmarks.running.arrays import digest, open_npz
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import md5, require_space, whole
+from landmarks.running.features_file import (
+    Features,
+    is_whole,
+    load_features,
+    made_from,
+    outline,
+    require_finite,
+    save_features,
+    stamp,
+    take,
+)  # fmt: skip
+from landmarks.running.files import md5, require_space
 from landmarks.running.progress import Progress
 from landmarks.running.recipe import selected
 from landmarks.running.settings import EmbeddingSettings
@@ -25,123 +37,11 @@ from landmarks.running.skipped import record_skipped, skipped_photos
 if TYPE_CHECKING:
     import keras
 
+    from landmarks.networks.engines import Compiled
+
 UNWHITENED = "unwhitened"  # the folder of the embeddings that whitening is found from
+BATCHES_A_READING = 16  # each one waits for the device, which then waits for its next batch
 LESS = " less"  # ends the note of a file without the photos that another one has too
-_whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
-
-
-class Features(NamedTuple):
-    """What the model says of N photos; all but ids and embeddings is None where it has no head."""
-
-    ids: np.ndarray  # (N,) str
-    embeddings: np.ndarray  # (N, D) float16, L2-normalised
-    landmark: np.ndarray | None = None  # (N,) int64: the predicted landmark id
-    score: np.ndarray | None = None  # (N,) float32: its confidence
-    top_landmark: np.ndarray | None = None  # (N, k) int64: the k = 10 best ones, or all; None in older files
-    top_score: np.ndarray | None = None  # (N, k) float32: theirs, in descending order
-
-
-DIMENSIONS = dict(zip(Features._fields, (1, 2, 1, 1, 2, 2), strict=True))
-
-
-def save_features(path: Path, features: Features, made_from: str = "") -> None:
-    """Write one shard's features; the file appears under its name only when it is whole."""
-    arrays = {name: array for name, array in features._asdict().items() if array is not None}
-    with whole(path) as part, open(part, "wb") as file:
-        np.savez(file, made_from=made_from, **arrays)
-    _whole.add(_stamp(path))
-
-
-def load_features(path: Path) -> Features:
-    """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
-    stamp = _stamp(path)
-    with open_npz(path) as (arrays, _):
-        features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
-        _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
-        if not np.isfinite(features.embeddings).all():
-            raise ValueError("its embeddings are not finite")  # faiss would pass over them in silence
-    _whole.add(stamp)
-    return features
-
-
-def made_from(path: Path) -> str:
-    """The note with which the file was written; empty if there is no whole file, or one without a note."""
-    try:
-        with open_npz(path) as (arrays, _):
-            return str(arrays["made_from"]) if "made_from" in arrays.files else ""
-    except (ValueError, FileNotFoundError):
-        return ""
-
-
-def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:
-    fitting = {"ids", "embeddings"} <= set(shapes) and all(
-        len(shape) == DIMENSIONS[name] for name, shape in shapes.items()
-    )
-    if not fitting or len({shape[0] for shape in shapes.values()}) != 1:
-        raise ValueError("its arrays do not match")
-
-
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    state = path.stat()
-    return path.resolve(), state.st_size, state.st_mtime_ns
-
-
-def is_whole(path: Path) -> bool:
-    """Whether there is a features file that can be read to its end; each is read once in a process."""
-    try:
-        return path.exists() and (_stamp(path) in _whole or load_features(path) is not None)
-    except ValueError:
-        return False
-
-
-def require_finite(features: Features, what: str, remedy: Callable[[], str]) -> None:
-    """Raise InputError if there is a photo whose embedding or score is not finite."""
-    spoilt = ~np.isfinite(features.embeddings).all(axis=1)
-    if features.score is not None:
-        spoilt |= ~np.isfinite(features.score)
-    if spoilt.any():
-        raise InputError(
-            f"{what}: of {spoilt.sum():,} of {len(spoilt):,} photos they are not finite, "
-            f"the first is {features.ids[spoilt][0]}; {remedy()}"
-        )
-
-
-def take(features: Features, rows: np.ndarray) -> Features:
-    """The features of some photos: `rows` is a mask (N,) bool, or their places (n,)."""
-    return Features(**{name: array[rows] for name, array in features._asdict().items() if array is not None})
-
-
-def concatenate(parts: Sequence[Features]) -> Features:
-    """The features of all photos of some parts: what each of these has."""
-    there = [name for name in Features._fields if all(getattr(part, name) is not None for part in parts)]
-    return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in there})
-
-
-class Outline(NamedTuple):
-    """What is read of a features file without its embeddings."""
-
-    ids: np.ndarray  # (N,) str
-    landmark: np.ndarray | None  # (N,) int64
-    dimension: int
-    crc32: int  # of the embeddings and their type and shape, as the file states it: who reads them checks it
-
-
-def outline(path: Path) -> Outline:
-    """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    with open_npz(path) as (arrays, members):
-        ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
-        with members.open("embeddings.npy") as embeddings:
-            np.lib.format.read_magic(embeddings)
-            (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
-        crc32 = members.getinfo("embeddings.npy").CRC
-        if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
-            raise ValueError("its arrays do not match")
-    return Outline(ids, landmark, dimension, crc32)
-
-
-def ids_in(files: Iterable[Path]) -> np.ndarray:
-    """The ids in some features files, (N,) str. Raises ValueError if one is damaged."""
-    return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
 
 
 def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:
@@ -219,15 +119,26 @@ def embed(
     for name in todo:
         path, photos = work / UNWHITENED / split / f"{name}.npz", note(mirror, split, name, unwhitened_by)
         if whitening and made_from(path) == photos and is_whole(path):
-            save_features(files[name], whitened(load_features(path), whitening), note(mirror, split, name, made_by))
+            _write(files[name], load_features(path), whitening, note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
-    for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
-        sizes = settings.sizes(image_size)
-        features = embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
-        if whitening:
-            features = whitened(features, whitening)
-        save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
+    if rest:
+        from landmarks.networks.engines import Compiled
+
+        shards_left = Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards")
+        embedded = embed_shards(
+            Compiled(predictor, settings.engine), landmarks, split, shards_left, listed, work,
+            settings.sizes(image_size), batch_size,
+        )  # fmt: skip
+        with ThreadPoolExecutor(1) as writer:
+            written: list[Future] = []
+            for name, features in embedded:
+                for one in written:
+                    one.result()
+                made = note(mirror, split, name, made_by)
+                written = [writer.submit(_write, files[name], features, whitening, made)]
+            for one in written:
+                one.result()
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
@@ -240,9 +151,14 @@ def embed(
 def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> list[object]:
     """What embeddings before any whitening follow from, beside the photos; as ever, where there is one scale."""
     model_file = work / "model.keras"
-    trained = _md5(*_stamp(model_file)) if model_file.exists() else None
+    trained = _md5(*stamp(model_file)) if model_file.exists() else None
     scales = [] if settings.scales == [1.0] else [settings.scales, settings.scale_pooling]
-    return [trained, landmarks, image_size, settings.mirrored, *scales]
+    engine = [] if settings.engine == "keras" else [settings.engine]
+    return [trained, landmarks, image_size, settings.mirrored, *scales, *engine]
+
+
+def _write(path: Path, features: Features, whitening: Whitening | None, made_by: str) -> None:
+    save_features(path, whitened(features, whitening) if whitening else features, made_by)
 
 
 def whitened(features: Features, whitening: Whitening) -> Features:
@@ -296,31 +212,39 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
     return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
-def embed_shard(
-    predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: set[str], work: Path,
+def embed_shards(
+    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: set[str], work: Path,
     sizes: list[int], batch_size: int,
-) -> Features:  # fmt: skip
-    import model as models
+) -> Iterator[tuple[str, Features]]:  # fmt: skip
+    """Each shard's name and features, in order; photos of the next one are decoded while this one's are embedded.
 
-    ids: list[str] = []
-    outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
-    unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    of_size = [Batches(shard, [one for one in shard.ids if one in listed], size, batch_size) for size in sizes]
-    for batches in Progress(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
-        check_stop()
-        ids += batches[0][0]
-        photos = [images for _, images in batches] if len(sizes) > 1 else batches[0][1]
-        for name, array in models.predict(predictor, photos, batch_size).items():
-            if name in outputs:
-                outputs[name].append(array)
-    if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
-        raise InputError(
-            f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
-        )
-    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
-    features = predicted(ids, {name: np.concatenate(arrays) for name, arrays in outputs.items()}, landmarks)
-    require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, work))
-    return features
+    Raises InputError if an embedding is not finite, or a photo was read at one size alone.
+    """
+    with closing(of_shards(shards, listed, sizes, batch_size)) as ready:
+        for shard, of_size in ready:
+            ids: list[str] = []
+            waiting: list[tuple[int, dict]] = []  # an accelerator goes on while nobody reads
+            found = [compiled.read(waiting)]
+            batches = iter(partial(next, ready), None)
+            for some, images in Progress(batches, shard.name, len(of_size[0]), unit=" batches", leave=False):
+                check_stop()
+                ids += some
+                waiting.append((len(some), compiled(images)))
+                if len(waiting) == BATCHES_A_READING:
+                    found.append(compiled.read(waiting))
+                    waiting.clear()
+            found.append(compiled.read(waiting))
+            if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
+                raise InputError(
+                    f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
+                )
+            unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
+            record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
+            outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+            features = predicted(ids, outputs, landmarks)
+            remedy = partial(_what_is_spoilt, compiled.predictor, work)
+            require_finite(features, f"embeddings of {split}/{shard.name}", remedy)
+            yield shard.name, features
 
 
 def predicted(ids: list[str], outputs: dict[str, np.ndarray], landmarks: np.ndarray) -> Features:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features import load_features
 from landmarks.local_features.delf_training import train_delf
 from landmarks.local_features.extractors import MODEL_FILES, open_extractor
 from landmarks.local_features.kept import KeptFeatures, keep_features
@@ -19,6 +18,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import load_features
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings

@@ -1,10 +1,12 @@
-"""How many threads are worth their while."""
+"""How many threads are worth their while, and what they are given."""
 
 import math
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,58 @@ def _limit(folder: Path) -> float:
 
 def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
     """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
-    waiting = iter(items)
     pool = ThreadPoolExecutor(threads or cores())
     try:
-        results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+        yield from in_order(pool, function, items, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator[Any]:
+    """`map(function, items)` by a pool, in order, with at most `ahead` results waiting; what waits at an end goes."""
+    waiting = iter(items)
+    results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+    try:
         while results:
             yield results.popleft().result()
             results.extend(pool.submit(function, item) for item in islice(waiting, 1))
     finally:
-        pool.shutdown(cancel_futures=True)
+        for result in results:
+            result.cancel()
+
+
+def in_background(items: Iterable, ahead: int) -> Generator[Any]:
+    """The items in order, made by a thread of their own, with at most `ahead` of them waiting.
+
+    What making one raises is raised where it would have come. Its thread ends when the iterator is closed.
+    """
+    waiting: queue.Queue = queue.Queue(ahead)
+    closed = threading.Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if closed.is_set():
+                    return
+            waiting.put((None, StopIteration()))
+        except BaseException as error:
+            waiting.put((None, error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        while thread.is_alive():  # it may be about to put one more
+            try:
+                waiting.get(timeout=0.01)
+            except queue.Empty:
+                thread.join(0.01)
