@@ -36,6 +36,11 @@ def noted(work: Path) -> Iterator[None]:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS] * (not file.tell()) + [row])
 
 
+def stamp() -> str:
+    """What a measured figure goes with: the date, the commit, the versions and the machine."""
+    return f"{datetime.now().date()}: {versions()}"
+
+
 def versions() -> str:
     """Of this project, Python, and the loaded packages that figures depend on; and the machine's kind."""
     here = f"landmarks {version()}"
