@@ -44,6 +44,7 @@ NOT_RUN = {  # commands that begin so are looked at, but not run, for this reaso
     "python recognition.py --recipe small-frozen --weights delg/": "takes a model of others",
     "python retrieval.py --work delg": "goes on from it",
     "python mirror.py fetch": "downloads photos",
+    "python recognition.py --work work --track": "takes packages of requirements-mlflow.txt",
     "python recognition.py --recipe dinov2-small": "takes weights from a hub",
     "python package_for_kaggle.py": "downloads 0.7 GB of wheels",
     "python cleaning.py": "takes a classifier of scenes",
