@@ -78,6 +78,9 @@ class RunSettings(Section):
     the folder mlruns; TensorBoard finds WORK/logs without it"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
+    search: Literal["exact", "ivfpq"] = "exact"
+    """how the index, and the train photos that name landmarks, are searched; ivfpq: approximately, by the codes of
+    product quantization in inverted lists on disk, and then exactly among candidates; for millions of photos"""
 
     @property
     def folders(self) -> list[Path]:
