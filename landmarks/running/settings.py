@@ -73,6 +73,9 @@ class RunSettings(Section):
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
+    track: Literal["none", "mlflow"] = "none"
+    """note the run in a tracker of experiments too, when a script ends: in MLflow, at MLFLOW_TRACKING_URI or else in
+    the folder mlruns; TensorBoard finds WORK/logs without it"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
     search: Literal["exact", "ivfpq"] = "exact"
@@ -156,10 +159,12 @@ class ModelSettings(Section):
 
     backbone: str = Field("EfficientNetLite0", title="NAME|FILE")
     """EfficientNetLite0, any model in keras.applications, a preset of KerasHub (hub:dinov2_small, hub:kaggle://..., its
-    folder hub:DIR, hf:USER/MODEL), or FILE.keras, a model that maps photos of 0 to 255 to a feature map or a vector"""
+    folder hub:DIR, hf:USER/MODEL), or what maps photos of 0 to 255 to a feature map or a vector: FILE.keras; FILE.onnx
+    or the folder of a SavedModel, as DELG's, in which nothing is trained: --loss none"""
     weights: str = Field("imagenet", title="NAME|FILE")
     """the backbone's first weights: imagenet (of a preset its own), none, or a file: .keras (a model of this project),
-    .h5 or .weights.h5"""
+    .h5 (of keras.applications, with a head or without) or .weights.h5; a whole network of others stands for
+    `backbone`"""
     pooling: Literal["max", "average", "gem", "flatten", "token"] = "average"
     """how the feature map, or a transformer's patch tokens, becomes the embedding; gem: generalized mean with a learned
     power; flatten: all of it; token: the class token instead"""
