@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = "beside"  # in a work folder: that of the model beside its own
+STORES = ("s3://", "gs://")  # object stores, by fsspec
+URLS = ("http://", "https://", *STORES)  # where a mirror may be, other than in a folder
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -108,7 +110,7 @@ class MirrorSettings(Section):
     free = True
 
     mirror: str = Field("sample", title="URL|FOLDER")
-    """where the photos are: `sample` (built in), a URL, or a folder"""
+    """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""
     strict_md5: bool = False
