@@ -150,7 +150,7 @@ class WebMirror(Mirror):
                 fault = shard.damage
                 if not fault or (is_second and not self.settings.strict):
                     if not (matches or fault):
-                        self._accept_mismatch(relative, expected, found)
+                        self.accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
             (self.cache / f"md5sum/{split}/md5.{name}.txt").unlink(missing_ok=True)  # which may be what arrived wrong
@@ -160,7 +160,8 @@ class WebMirror(Mirror):
         path = self.cache / "md5_mismatches.csv"
         return set(read_table(path, ["found"])["found"]) if path.exists() else set()
 
-    def _accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+    def accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+        """Record that a shard is used although its md5 is another one than the published, and warn of it."""
         path = self.cache / "md5_mismatches.csv"
         is_new = not path.exists()
         with open(path, "a", newline="") as file:

@@ -12,8 +12,6 @@ MAX_NAME = 200  # characters; a member of a tar may have 65,536, which as a cell
 
 def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tuple[str, str]]) -> None:
     """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`, and warn of it."""
-    path = work / "skipped.csv"
-    known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
     lines = []
     for name, reason in passed_over:
         row = io.StringIO()
@@ -21,6 +19,13 @@ def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tup
             [split, shard, ascii(name[:MAX_NAME])[1:-1], " ".join(reason.split())]
         )
         lines.append(row.getvalue())
+    record_lines(work, lines)
+
+
+def record_lines(work: Path, lines: Iterable[str]) -> None:
+    """As `record_skipped`, of lines of such a file."""
+    path = work / "skipped.csv"
+    known = set(path.read_text(encoding="utf8").splitlines()) if path.exists() else set()
     new = [line for line in dict.fromkeys(lines) if line not in known]
     if new:
         with open(path, "a", encoding="utf8") as file:
