@@ -23,9 +23,10 @@ import features, model
 from landmarks.mirrors.open import open_mirror
 from landmarks.running.recipe import load
 from landmarks.training import run as training
+from landmarks.training.step import Steps
 
 mirror, folder, cases, parts, plain = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
-step, classes = training.Trainer._train, np.array([10, 20, 30])
+step, classes = Steps.__call__, np.array([10, 20, 30])
 
 for (precision, loss), (part, stops) in itertools.product(cases, parts):
     keras.mixed_precision.set_global_policy("float32")
@@ -39,12 +40,12 @@ for (precision, loss), (part, stops) in itertools.product(cases, parts):
     ])
     counter = itertools.count(1)
 
-    def train(run, *arguments):
+    def train(steps, *arguments):
         if next(counter) == stops:
             command.stop_event.set()
-        return step(run, *arguments)
+        return step(steps, *arguments)
 
-    training.Trainer._train = train
+    Steps.__call__ = train
     source = open_mirror(mirror)
     try:
         trained = training.train(recipe.run, recipe.model, recipe.training, source, source.train(), classes)

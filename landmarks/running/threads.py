@@ -1,9 +1,11 @@
-"""How many threads are worth their while."""
+"""How many threads are worth their while, and what they are given."""
 
 import math
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -63,3 +65,40 @@ def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | N
             results.extend(pool.submit(function, item) for item in islice(waiting, 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_background(items: Iterable, ahead: int) -> Generator[Any]:
+    """The items in order, made by a thread of their own, with at most `ahead` of them waiting.
+
+    What making one raises is raised where it would have come. Its thread ends when the iterator is closed.
+    """
+    waiting: queue.Queue = queue.Queue(ahead)
+    closed = threading.Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if closed.is_set():
+                    return
+            waiting.put((None, StopIteration()))
+        except BaseException as error:
+            waiting.put((None, error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        while thread.is_alive():  # it may be about to put one more
+            try:
+                waiting.get(timeout=0.01)
+            except queue.Empty:
+                thread.join(0.01)

@@ -4,12 +4,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from landmarks.running.threads import cores, in_threads, quota
+from landmarks.running.threads import cores, in_background, in_threads, quota
 
 
 def groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -95,4 +96,40 @@ def test_in_threads_raises_what_the_function_raises_and_stops():
     with pytest.raises(ZeroDivisionError):
         list(in_threads(fails, range(1000), ahead=4))
     assert len(begun) < 20
+    assert threading.active_count() == before
+
+
+def test_in_background_is_ahead_of_who_takes_and_keeps_the_order():
+    made = []
+
+    def items():
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    with closing(in_background(items(), ahead=3)) as background:
+        taken = next(background)
+        time.sleep(0.1)
+        assert taken == 0 and len(made) == 5  # one taken, three waiting, one that finds no room
+        assert list(background) == list(range(1, 20))
+
+
+def test_in_background_raises_what_making_an_item_raises_where_it_would_have_come():
+    def items():
+        yield 1
+        raise ZeroDivisionError
+
+    background = in_background(items(), ahead=5)
+    assert next(background) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(background)
+
+
+def test_a_closed_in_background_makes_no_more():
+    before = threading.active_count()
+    made = []
+    background = in_background((made.append(number) for number in range(1000)), ahead=1)
+    next(background)
+    background.close()
+    assert len(made) < 10
     assert threading.active_count() == before

@@ -20,7 +20,7 @@ from landmarks.networks import backbones, layers
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.recipe import RECIPES, load
 from landmarks.training import run as training
-from landmarks.training import transfer
+from landmarks.training import trainer, transfer
 
 BUILD_BACKBONE = backbones.build_backbone
 
@@ -143,7 +143,7 @@ def interrupt(monkeypatch, after: int, error: BaseException) -> list:
         if len(checks) == after + 1:
             raise error
 
-    for module in (training, transfer):
+    for module in (trainer, transfer):
         monkeypatch.setattr(module, "check_stop", check)
     return checks
 

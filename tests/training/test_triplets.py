@@ -18,6 +18,7 @@ from landmarks.running.command import InputError, Stopped
 from landmarks.running.recipe import load
 from landmarks.training import run as training
 from landmarks.training import triplets
+from landmarks.training.step import Steps
 
 LANDMARKS = np.array([10, 20, 30])
 
@@ -42,14 +43,14 @@ def test_a_stopped_epoch_goes_on_to_the_same_weights(tiny_mirror, tmp_path, monk
     whole = train(settings(tiny_mirror, tmp_path / "whole"))
     recipe = settings(tiny_mirror, tmp_path / "stopped")
     steps = iter(range(1, 100))
-    train_step = training.Trainer._train
+    train_step = Steps.__call__
 
-    def stop_at_the_third(run, photos, classes):
+    def stop_at_the_third(*arguments):
         if next(steps) == 3:  # in the middle of an epoch, and between the two steps of an accumulated one
             command.stop_event.set()
-        return train_step(run, photos, classes)
+        return train_step(*arguments)
 
-    monkeypatch.setattr(training.Trainer, "_train", stop_at_the_third)
+    monkeypatch.setattr(Steps, "__call__", stop_at_the_third)
     with pytest.raises(Stopped):
         train(recipe)
     command.stop_event.clear()
@@ -70,9 +71,11 @@ def test_accumulated_gradients_change_the_weights_every_second_step(tiny_mirror,
     (_, images), = Batches(photos, ids, 32, 6)  # fmt: skip
     kernel = trainer.model.get_layer("projection").kernel
     before = keras.ops.convert_to_numpy(kernel).copy()
-    trainer._train(images, classes[ids].to_numpy())
+    taken = Steps(trainer.model)
+    taken(images, classes[ids].to_numpy(), None, 1e-3)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel), before)
-    trainer._train(images, classes[ids].to_numpy())
+    taken(images, classes[ids].to_numpy(), None, 1e-3)
+    taken.finish()
     assert (keras.ops.convert_to_numpy(kernel) != before).any()
 
 
