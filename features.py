@@ -1,7 +1,7 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
-from landmarks.running.arrays import digest, open_npz
+from landmarks.running.arrays import Outline as Outline
+from landmarks.running.arrays import digest, open_npz, outline
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import md5, require_space, whole
 from landmarks.running.progress import Progress
@@ -117,28 +118,6 @@ def concatenate(parts: Sequence[Features]) -> Features:
     return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in there})
 
 
-class Outline(NamedTuple):
-    """What is read of a features file without its embeddings."""
-
-    ids: np.ndarray  # (N,) str
-    landmark: np.ndarray | None  # (N,) int64
-    dimension: int
-    crc32: int  # of the embeddings and their type and shape, as the file states it: who reads them checks it
-
-
-def outline(path: Path) -> Outline:
-    """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    with open_npz(path) as (arrays, members):
-        ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
-        with members.open("embeddings.npy") as embeddings:
-            np.lib.format.read_magic(embeddings)
-            (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
-        crc32 = members.getinfo("embeddings.npy").CRC
-        if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
-            raise ValueError("its arrays do not match")
-    return Outline(ids, landmark, dimension, crc32)
-
-
 def ids_in(files: Iterable[Path]) -> np.ndarray:
     """The ids in some features files, (N,) str. Raises ValueError if one is damaged."""
     return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
@@ -179,6 +158,7 @@ def embed(
     whitening: Whitening | None = None,
     folder: str = "features",
     first: int | None = None,
+    elsewhere: Callable[[Mirror, str, dict[str, Path], Path, tuple], None] | None = None,
 ) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
 
@@ -193,6 +173,8 @@ def embed(
         whitening: what embeddings go through; those that it was found from, in `work/unwhitened`, are not made again.
         folder: where in `work` the files go.
         first: so many shards of the split alone; None: all.
+        elsewhere: makes the files of shards in place of this machine, given the mirror, the split, its files by shard,
+            the work folder, and what `embed_file` takes after the predictor and before the mirror.
 
     Returns:
         One file a shard, in the mirror's order; None while some are missing that `shards` leaves to other runs.
@@ -222,12 +204,12 @@ def embed(
             save_features(files[name], whitened(load_features(path), whitening), note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
+    how = landmarks, split, listed, settings.sizes(image_size), batch_size, whitening, made_by
+    if elsewhere:
+        elsewhere(mirror, split, {name: files[name] for name in rest}, work, how)
+        rest = []
     for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
-        sizes = settings.sizes(image_size)
-        features = embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
-        if whitening:
-            features = whitened(features, whitening)
-        save_features(files[shard.name], features, note(mirror, split, shard.name, made_by))
+        embed_file(predictor, *how, mirror, shard, files[shard.name], work)
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
@@ -296,8 +278,19 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
     return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
+def embed_file(
+    predictor: "keras.Model", landmarks: np.ndarray, split: str, listed: Container[str], sizes: list[int],
+    batch_size: int, whitening: Whitening | None, made_by: str, mirror: Mirror, shard: Shard, path: Path, work: Path,
+) -> None:  # fmt: skip
+    """Embed one shard to its features file."""
+    features = embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
+    if whitening:
+        features = whitened(features, whitening)
+    save_features(path, features, note(mirror, split, shard.name, made_by))
+
+
 def embed_shard(
-    predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: set[str], work: Path,
+    predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: Container[str], work: Path,
     sizes: list[int], batch_size: int,
 ) -> Features:  # fmt: skip
     import model as models

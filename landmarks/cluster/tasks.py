@@ -4,9 +4,11 @@ Ray starts the actors, one a device, repeats what fails and brings what a lost n
 here is to give each actor no more shards than it may have on its disk at a time.
 """
 
+import logging
 import os
 import shutil
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -96,15 +98,16 @@ def share(
     actor = ray.remote(Worker).options(
         **device, max_restarts=-1, max_concurrency=slots, runtime_env={"env_vars": environment}
     )
-    job = [ray.put(open_job)]  # in a list, so that it is opened in the actor's own time
-    workers = [actor.remote(job, source, settings, split, str(work)) for _ in range(min(count, len(files)))]
+    job = [ray.put(open_job)]  # in a list, so that an actor gets it when it has none yet
+    workers = [actor.remote(source, settings, split, str(work)) for _ in range(min(count, len(files)))]
     waiting = deque(files)
     flying: dict[Any, tuple[Any, str]] = {}
+    resting: list[Any] = []  # actors whose node does not answer: Ray takes some seconds to know that it is lost
 
     def send(worker: Any) -> None:
         if waiting:
             name = waiting.popleft()
-            task = worker.make.options(max_task_retries=RETRIES, retry_exceptions=True).remote(name)
+            task = worker.make.options(max_task_retries=RETRIES, retry_exceptions=True).remote(name, job)
             flying[task] = worker, name
 
     try:
@@ -114,20 +117,25 @@ def share(
         # whose node was lost.
         del workers, worker
         with Progress(total=len(files), desc=what, unit=" shards") as bar:
-            while flying:
-                done, _ = ray.wait(list(flying), timeout=1)
+            while flying or waiting:
+                if not flying:
+                    time.sleep(1)
+                done = ray.wait(list(flying), timeout=1)[0] if flying else []
                 check_stop()
+                while resting:
+                    send(resting.pop())
                 for task in done:
                     worker, name = flying.pop(task)
                     made = _result(ray, task, f"{split}/{name}")
                     if made is None:
                         waiting.append(name)
+                        resting.append(worker)
+                        continue
                     send(worker)
                     del worker
-                    if made is not None:
-                        _note(made, mirror, split, name, work)
-                        keep(files[name], made.file)
-                        bar.update()
+                    _note(made, mirror, split, name, work)
+                    keep(files[name], made.file)
+                    bar.update()
     finally:
         for worker, _ in flying.values():
             ray.kill(worker)
@@ -151,7 +159,7 @@ def connect(address: str) -> Any:
                 address=None if address == "auto" else address,
                 runtime_env={"working_dir": folder},
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
@@ -180,10 +188,10 @@ def devices(nodes: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
 
 
 def _result(ray: Any, task: Any, shard: str) -> Made | None:
-    """What a task has made; None if that was lost with its node."""
+    """What a task has made; None if that was lost with its node, or never begun there."""
     try:
         made: Made = ray.get(task)
-    except ray.exceptions.ObjectLostError:
+    except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
         return None
     except ray.exceptions.RayError as error:
         reason = [line for line in str(error).splitlines() if line.strip()][-1].strip()

@@ -34,41 +34,48 @@ class Made(NamedTuple):
 
 
 class Worker:
-    """An actor. It has a folder of its own below the system's folder for temporary files, which is empty between shards.
+    """An actor. It has a folder of its own among the system's temporary files, which is empty between shards.
 
     Args:
-        job: a list with the reference to what opens the job.
         source: a mirror's URL, or its folder, which each node has to see under the same path.
         settings: of the mirror.
         work: where the work folder is on the machine that shares the work out, for messages.
     """
 
-    def __init__(self, job: list[Any], source: str, settings: dict[str, Any], split: str, work: str):
-        import ray
-
+    def __init__(self, source: str, settings: dict[str, Any], split: str, work: str):
         self.source, self.settings, self.split, self.work = source, MirrorSettings(**settings), split, work
         self.folder, self._held = _own_folder(Path(tempfile.gettempdir()) / "landmarks-cluster")
         self._device = threading.Lock()
-        self._job: Job = ray.get(job[0])()
+        self._job: Job | None = None
 
-    def make(self, name: str) -> Made:
-        """Make a shard's file. While one is downloaded, or sent, the device works on another."""
+    def make(self, name: str, job: list[Any]) -> Made:
+        """Make a shard's file. While one is downloaded, or sent, the device works on another.
+
+        Args:
+            job: a list with the reference to what opens the job, the same each time.
+        """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            return self._make(name, folder)
+            with self._device:
+                if self._job is None:
+                    import ray
+
+                    self._job = ray.get(job[0])()
+                does = self._job
+            return self._make(name, does, folder)
         except InputError as error:  # which is no failure of the node: the same would happen on another
             return Made(str(error).replace(str(folder / "work"), self.work))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _make(self, name: str, folder: Path) -> Made:
+    def _make(self, name: str, job: Job, folder: Path) -> Made:
         path, work = folder / f"{name}.npz", folder / "work"
         work.mkdir()
         photos, damage = 0, ""
         mirror = self._open(folder / "mirror")
         for shard in mirror.stream(self.split, [name]):
             with self._device:
-                self._job(mirror, shard, path, work)
+                job(mirror, shard, path, work)
             photos, damage = len(shard.ids), shard.damage if isinstance(shard, TarShard) else ""
         skipped = work / "skipped.csv"
         lines = skipped.read_text(encoding="utf8").splitlines()[1:] if skipped.exists() else []

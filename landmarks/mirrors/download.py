@@ -1,4 +1,4 @@
-"""Does a URL's file exist, and download it whole, through cuts and server errors: HTTP here, other roads in stores.py."""
+"""Does a URL's file exist, and download it whole, through cuts and server errors: by HTTP; see stores.py for others."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """Object stores, s3:// and gs://, by fsspec: is an object there, download it by ranges, list, upload and delete.
 
 Credentials, region and endpoint are those of the store's own tools (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
-`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or of fsspec (`FSSPEC_S3='{"anon": true}'` for a public bucket).
+`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or of fsspec (`FSSPEC_S3='{"anon": true}'`: a public bucket).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from landmarks.mirrors.outages import Absent, Failure, answered, failure_of, server_of
-from landmarks.running.command import InputError, check_stop
+from landmarks.running.command import InputError
 from landmarks.running.files import arrived, require_space
 from landmarks.running.progress import Progress, size_of
 from landmarks.running.settings import STORES
@@ -26,11 +26,11 @@ def is_store(url: str) -> bool:
 
 
 def ask(url: str, action: Callable[[Any, str], Result]) -> Result:
-    """What `action` says of fsspec's file system and the path in it. Raises Absent, InputError, and Failure for the rest.
+    """What `action` says of fsspec's file system and the path in it.
 
-    s3fs and gcsfs try five times themselves before they raise what may mend.
+    Raises Absent, InputError for what only the user can mend, and Failure for the rest. s3fs and gcsfs try five
+    times themselves before they raise what may mend.
     """
-    check_stop()
     try:
         import fsspec
 
@@ -48,7 +48,9 @@ def ask(url: str, action: Callable[[Any, str], Result]) -> Result:
         raise Absent(f"the store has no such object: check the address ({error})") from error
     except PermissionError as error:
         answered.add(server_of(url))
-        raise Absent(f"the store forbids it ({error}): check credentials; S3 says so of a missing object too") from error
+        raise Absent(
+            f"the store forbids it ({error}): check credentials; S3 says so of a missing object too"
+        ) from error
     except Exception as error:  # of fsspec, the store's package, its HTTP package, or a socket
         if type(error).__name__ in NO_CREDENTIALS:
             raise InputError(

@@ -73,6 +73,13 @@ class RunSettings(Section):
     """write the submission here too, under the name that a competition wants, like submission.csv"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
+    store: str = Field("", exclude=True, title="URL")
+    """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
+    that name here"""
+    cluster: str = Field("", exclude=True, title="auto|ADDRESS")
+    """a Ray cluster that embeds the shards, and finds their local features, each on whichever device is free: its
+    address, or auto for the one that this machine is part of, or else all devices of this machine; empty: this process
+    alone"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     index_parts: int = Field(6, ge=1)
