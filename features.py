@@ -1,23 +1,45 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
 import math
+<<<<<<< HEAD
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+=======
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cache, partial
+>>>>>>> main
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from generators import Batches
+from generators import of_shards
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
+<<<<<<< HEAD
 from landmarks.running.arrays import Outline as Outline
 from landmarks.running.arrays import digest, open_npz, outline
+=======
+from landmarks.running.arrays import digest
+>>>>>>> main
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import md5, require_space, whole
+from landmarks.running.features_file import (
+    Features,
+    is_whole,
+    load_features,
+    made_from,
+    outline,
+    require_finite,
+    save_features,
+    stamp,
+    take,
+)  # fmt: skip
+from landmarks.running.files import md5, require_space
 from landmarks.running.progress import Progress
 from landmarks.running.recipe import selected
 from landmarks.running.settings import EmbeddingSettings
@@ -26,8 +48,12 @@ from landmarks.running.skipped import record_skipped, skipped_photos
 if TYPE_CHECKING:
     import keras
 
+    from landmarks.networks.engines import Compiled
+
 UNWHITENED = "unwhitened"  # the folder of the embeddings that whitening is found from
+BATCHES_A_READING = 16  # each one waits for the device, which then waits for its next batch
 LESS = " less"  # ends the note of a file without the photos that another one has too
+<<<<<<< HEAD
 _whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
 
 
@@ -121,6 +147,8 @@ def concatenate(parts: Sequence[Features]) -> Features:
 def ids_in(files: Iterable[Path]) -> np.ndarray:
     """The ids in some features files, (N,) str. Raises ValueError if one is damaged."""
     return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
+=======
+>>>>>>> main
 
 
 def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:
@@ -201,15 +229,35 @@ def embed(
     for name in todo:
         path, photos = work / UNWHITENED / split / f"{name}.npz", note(mirror, split, name, unwhitened_by)
         if whitening and made_from(path) == photos and is_whole(path):
-            save_features(files[name], whitened(load_features(path), whitening), note(mirror, split, name, made_by))
+            _write(files[name], load_features(path), whitening, note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
+<<<<<<< HEAD
     how = landmarks, split, listed, settings.sizes(image_size), batch_size, whitening, made_by
     if elsewhere:
         elsewhere(mirror, split, {name: files[name] for name in rest}, work, how)
         rest = []
     for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
         embed_file(predictor, *how, mirror, shard, files[shard.name], work)
+=======
+    if rest:
+        from landmarks.networks.engines import Compiled
+
+        shards_left = Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards")
+        embedded = embed_shards(
+            Compiled(predictor, settings.engine), landmarks, split, shards_left, listed, work,
+            settings.sizes(image_size), batch_size,
+        )  # fmt: skip
+        with ThreadPoolExecutor(1) as writer:
+            written: list[Future] = []
+            for name, features in embedded:
+                for one in written:
+                    one.result()
+                made = note(mirror, split, name, made_by)
+                written = [writer.submit(_write, files[name], features, whitening, made)]
+            for one in written:
+                one.result()
+>>>>>>> main
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
@@ -222,9 +270,14 @@ def embed(
 def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> list[object]:
     """What embeddings before any whitening follow from, beside the photos; as ever, where there is one scale."""
     model_file = work / "model.keras"
-    trained = _md5(*_stamp(model_file)) if model_file.exists() else None
+    trained = _md5(*stamp(model_file)) if model_file.exists() else None
     scales = [] if settings.scales == [1.0] else [settings.scales, settings.scale_pooling]
-    return [trained, landmarks, image_size, settings.mirrored, *scales]
+    engine = [] if settings.engine == "keras" else [settings.engine]
+    return [trained, landmarks, image_size, settings.mirrored, *scales, *engine]
+
+
+def _write(path: Path, features: Features, whitening: Whitening | None, made_by: str) -> None:
+    save_features(path, whitened(features, whitening) if whitening else features, made_by)
 
 
 def whitened(features: Features, whitening: Whitening) -> Features:
@@ -278,6 +331,7 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
     return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
+<<<<<<< HEAD
 def embed_file(
     predictor: "keras.Model", landmarks: np.ndarray, split: str, listed: Container[str], sizes: list[int],
     batch_size: int, whitening: Whitening | None, made_by: str, mirror: Mirror, shard: Shard, path: Path, work: Path,
@@ -291,29 +345,41 @@ def embed_file(
 
 def embed_shard(
     predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: Container[str], work: Path,
+=======
+def embed_shards(
+    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: set[str], work: Path,
+>>>>>>> main
     sizes: list[int], batch_size: int,
-) -> Features:  # fmt: skip
-    import model as models
+) -> Iterator[tuple[str, Features]]:  # fmt: skip
+    """Each shard's name and features, in order; photos of the next one are decoded while this one's are embedded.
 
-    ids: list[str] = []
-    outputs = {name: [np.empty((0, *output.shape[1:]))] for name, output in predictor.output.items()}
-    unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-    of_size = [Batches(shard, [one for one in shard.ids if one in listed], size, batch_size) for size in sizes]
-    for batches in Progress(zip(*of_size, strict=False), shard.name, len(of_size[0]), unit=" batches", leave=False):
-        check_stop()
-        ids += batches[0][0]
-        photos = [images for _, images in batches] if len(sizes) > 1 else batches[0][1]
-        for name, array in models.predict(predictor, photos, batch_size).items():
-            if name in outputs:
-                outputs[name].append(array)
-    if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
-        raise InputError(
-            f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
-        )
-    record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
-    features = predicted(ids, {name: np.concatenate(arrays) for name, arrays in outputs.items()}, landmarks)
-    require_finite(features, f"embeddings of {split}/{shard.name}", lambda: _what_is_spoilt(predictor, work))
-    return features
+    Raises InputError if an embedding is not finite, or a photo was read at one size alone.
+    """
+    with closing(of_shards(shards, listed, sizes, batch_size)) as ready:
+        for shard, of_size in ready:
+            ids: list[str] = []
+            waiting: list[tuple[int, dict]] = []  # an accelerator goes on while nobody reads
+            found = [compiled.read(waiting)]
+            batches = iter(partial(next, ready), None)
+            for some, images in Progress(batches, shard.name, len(of_size[0]), unit=" batches", leave=False):
+                check_stop()
+                ids += some
+                waiting.append((len(some), compiled(images)))
+                if len(waiting) == BATCHES_A_READING:
+                    found.append(compiled.read(waiting))
+                    waiting.clear()
+            found.append(compiled.read(waiting))
+            if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
+                raise InputError(
+                    f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
+                )
+            unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
+            record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
+            outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+            features = predicted(ids, outputs, landmarks)
+            remedy = partial(_what_is_spoilt, compiled.predictor, work)
+            require_finite(features, f"embeddings of {split}/{shard.name}", remedy)
+            yield shard.name, features
 
 
 def predicted(ids: list[str], outputs: dict[str, np.ndarray], landmarks: np.ndarray) -> Features:

@@ -1,15 +1,17 @@
 """A shard to batches: decode in threads, shuffle, and stay a few batches ahead of the accelerator."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from landmarks.mirrors.images import UnreadablePhoto, decode
 from landmarks.mirrors.shards import Shard
-from landmarks.running.threads import in_threads
+from landmarks.running.threads import in_background, in_threads
 
 BATCHES_AHEAD = 3
+BATCHES_READY = 2  # on the device
 PHOTOS_A_TASK = 4  # a future a photo costs a core in ten where sixteen of them decode
 
 
@@ -64,6 +66,27 @@ class Batches:
             except (OSError, UnreadablePhoto) as error:
                 unreadable.append((row, str(error)))
         return images, unreadable
+
+
+def of_shards(shards: Iterable[Shard], listed: set[str], sizes: list[int], batch_size: int) -> Generator[Any]:
+    """The listed photos of one shard after another, at several sizes, made while others are in use.
+
+    For each shard its `Batches`, one of each size; then (ids, images), one of each size, of `batch_size` and on the
+    device, filled up where there are fewer; then None.
+    """
+    from keras import ops
+
+    def batches() -> Iterator[Any]:
+        for shard in shards:
+            there = [identity for identity in shard.ids if identity in listed]
+            of_size = [Batches(shard, there, size, batch_size) for size in sizes]
+            yield shard, of_size
+            for seen in zip(*of_size, strict=False):
+                filled = [np.resize(images, (batch_size, *images.shape[1:])) for _, images in seen]
+                yield seen[0][0], [ops.convert_to_tensor(images) for images in filled]
+            yield None
+
+    return in_background(batches(), BATCHES_READY)
 
 
 def _tasks_of(photos: int) -> int:

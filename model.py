@@ -140,7 +140,7 @@ def predictor(
     if has_head:
         head = sum(heads) / len(heads)
         top_score, top_landmark = ops.top_k(head, min(TOP_CLASSES, head.shape[-1]))
-        outputs |= {"landmark": ops.argmax(head, axis=-1), "score": ops.max(head, axis=-1)}
+        outputs |= {"landmark": top_landmark[:, 0], "score": top_score[:, 0]}
         outputs |= {"top_landmark": top_landmark, "top_score": top_score}
     return keras.Model(inputs if sizes else inputs[0], outputs)
 

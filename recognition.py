@@ -116,6 +116,10 @@ def check(recipe: Recipe) -> None:
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if recipe.embedding.engine != "keras":
+        from landmarks.networks import engines
+
+        engines.require(recipe.embedding.engine)
     if recipe.verification.verify != "off":
         from landmarks.local_features import decision
 

@@ -22,8 +22,8 @@ import scripts
 from conftest import make_mirror, photos_in
 
 from benchmarks.faults import PROGRAM
-from features import load_features
 from landmarks.mirrors import added
+from landmarks.running.features_file import load_features
 
 SETTINGS = [
     *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",

@@ -27,9 +27,9 @@ from landmarks.running import command
 
 command.prepare_backend()
 
-from features import Features, save_features, take
 from landmarks.neighbours.identification import DEPTH, Identifier
 from landmarks.neighbours.search import Index
+from landmarks.running.features_file import Features, save_features, take
 
 DIMENSION = 512
 

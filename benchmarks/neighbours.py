@@ -23,8 +23,8 @@ import pandas as pd
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project
 
-from features import Features, load_features, save_features
 from landmarks.neighbours import voting
+from landmarks.running.features_file import Features, load_features, save_features
 
 SHARD = 8266  # photos in a shard of the public mirror
 TRAIN, TEST, LANDMARKS = 4_132_914, 117_577, 203_094

@@ -26,9 +26,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # threads that wait fo
     os.environ[name] = "1"
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project
 
-from features import Features, load_features, save_features
 from landmarks.neighbours import neighbourhood
 from landmarks.neighbours.search import search
+from landmarks.running.features_file import Features, load_features, save_features
 
 SHARD = 7618  # photos in a shard of the public index
 INDEX, TEST, CENTRES = 761_757, 117_577, 3_000

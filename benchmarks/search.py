@@ -22,8 +22,8 @@ import numpy as np
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `search` is not this file
 
-from features import Features, save_features
 from landmarks.neighbours.search import search
+from landmarks.running.features_file import Features, save_features
 
 K = 100
 

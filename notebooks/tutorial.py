@@ -172,7 +172,7 @@ run(ROOT / "recognition.py", *settings)
 # none.
 
 # %%
-from features import concatenate, load_features
+from landmarks.running.features_file import concatenate, load_features
 from landmarks.scoring.solutions import read_recognition_solution
 
 files = {split: sorted((WORK / "work/features" / split).glob("*.npz")) for split in ("train", "test")}

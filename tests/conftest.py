@@ -17,9 +17,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from features import Features, save_features
 from landmarks.mirrors import build, outages
 from landmarks.running import command
+from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import Recipe, from_flat
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project

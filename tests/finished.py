@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from features import Features, concatenate, save_features
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.report import work_folder
+from landmarks.running.features_file import Features, concatenate, save_features
 from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, submissions
 

@@ -10,7 +10,7 @@ import pytest
 import scripts
 from conftest import ROOT
 
-from features import load_features
+from landmarks.running.features_file import load_features
 
 SETTINGS = [
     *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",

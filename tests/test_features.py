@@ -13,10 +13,10 @@ from conftest import identity, jpeg, make_mirror
 import features
 import generators
 import model as models
-from features import Features, concatenate, load_features, outline, save_features, take
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, concatenate, load_features, outline, save_features, take
 from landmarks.running.files import prepare_folder
 from landmarks.running.settings import EmbeddingSettings
 

@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from features import is_whole, load_features, made_from, outline
 from landmarks.local_features import kept
 from landmarks.mirrors import download
 from landmarks.mirrors.images import UnreadablePhoto, decode, shrink
@@ -37,6 +36,7 @@ from landmarks.networks.torch_file import read_tensors
 from landmarks.running import recipe
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.command import InputError
+from landmarks.running.features_file import is_whole, load_features, made_from, outline
 from landmarks.running.settings import RunSettings
 from landmarks.running.skipped import record_skipped, skipped_photos
 from landmarks.scoring import solutions, submissions

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scripts
 
-from features import load_features
+from landmarks.running.features_file import load_features
 
 # Stops within a mini-epoch, between the two steps of an accumulated one, and goes on in a process whose Keras has never
 # heard of the run's precision; stops once more, since a checkpoint of a resumed run is saved from a loaded model.

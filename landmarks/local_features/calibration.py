@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features import concatenate, load_features, outline, save_features, take
 from landmarks.local_features.candidates import features_of, most_similar
 from landmarks.local_features.decision import decide, largest_threshold
 from landmarks.local_features.matching import MATCHING, compare
@@ -15,6 +14,7 @@ from landmarks.neighbours import nonlandmarks
 from landmarks.neighbours.search import search
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError
+from landmarks.running.features_file import concatenate, load_features, outline, save_features, take
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 

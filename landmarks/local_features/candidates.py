@@ -12,8 +12,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+<<<<<<< HEAD
 from features import load_features
 from landmarks.cluster import tasks
+=======
+>>>>>>> main
 from landmarks.local_features.delf_training import train_delf
 from landmarks.local_features.extractors import MODEL_FILES, open_extractor
 from landmarks.local_features.kept import KeptFeatures, job, keep_features
@@ -21,6 +24,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import load_features
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from features import outline
 from landmarks.local_features.points import SMALLEST_SIDE, Extractor, LocalFeatures, decode, none_found
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.shards import Shard
 from landmarks.running.arrays import stated_bytes
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import outline
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.skipped import record_skipped

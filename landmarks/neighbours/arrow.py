@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-import features
 from landmarks.mirrors.base import SPLITS
 from landmarks.neighbours import gallery
-from landmarks.running import command
+from landmarks.running import command, features_file
 from landmarks.running import recipe as recipes
 from landmarks.running.arrays import open_npz
 from landmarks.running.command import InputError, check_stop
@@ -80,8 +79,8 @@ def parts_of(run: RunSettings) -> list[Part]:
     if not files:
         raise InputError(f"there are no embeddings in {folder}: {remedy}")
     try:
-        made_by = {(split, features.made_from(path).partition(" ")[0]) for split, path in files}
-        dimensions = {features.outline(path).dimension for _, path in files}
+        made_by = {(split, features_file.made_from(path).partition(" ")[0]) for split, path in files}
+        dimensions = {features_file.outline(path).dimension for _, path in files}
         known = {"train": labels(run.work / gallery.GALLERY, folder / "train"), "test": answers(run.work)}
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(f"{error}: {remedy}") from error
@@ -96,7 +95,7 @@ def labels(kept: Path, folder: Path) -> pd.DataFrame | None:
         return None
     with open_npz(kept) as (arrays, _):
         names, landmark = arrays["files"].tolist(), arrays["landmark"].astype(np.int64)
-    ids = features.ids_in(folder / Path(name).name for name in names)
+    ids = features_file.ids_in(folder / Path(name).name for name in names)
     if len(ids) != len(landmark):
         raise ValueError(f"{kept} goes with other features")
     return _by_id(ids[landmark >= 0], landmark[landmark >= 0], np.nan) if names else None
@@ -124,7 +123,7 @@ def schema_of(parts: list[Part]) -> "pyarrow.Schema":
     """The columns of the table, with a mark in its metadata that this command made it."""
     import pyarrow as pa
 
-    dimension = features.outline(parts[0].path).dimension
+    dimension = features_file.outline(parts[0].path).dimension
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -133,7 +132,7 @@ def schema_of(parts: list[Part]) -> "pyarrow.Schema":
             pa.field("score", pa.float64()),
             pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
         ],
-        {MARK: features.made_from(parts[0].path).partition(" ")[0]},
+        {MARK: features_file.made_from(parts[0].path).partition(" ")[0]},
     )
 
 
@@ -144,7 +143,7 @@ def tables(parts: list[Part], schema: "pyarrow.Schema") -> Iterator["pyarrow.Tab
     for part in Progress(parts, "convert", unit=" shards"):
         check_stop()
         try:
-            found = features.load_features(part.path)
+            found = features_file.load_features(part.path)
         except (ValueError, FileNotFoundError) as error:
             raise InputError(f"{error}: run recognition.py and retrieval.py again") from error
         head = {"landmark": found.landmark, "score": found.score}

@@ -14,17 +14,27 @@ from keras import ops
 
 import features
 import model as models
-from features import UNWHITENED, Features, concatenate, is_whole, load_features, save_features, take
+from features import UNWHITENED
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import decode
 from landmarks.mirrors.shards import Shard, valid_id
 from landmarks.networks import export
 from landmarks.networks import whitening as whitenings
+from landmarks.networks.engines import Compiled
 from landmarks.networks.layers import Squash, unit
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
 from landmarks.running.arrays import SortedIds, digest
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import (
+    Features,
+    concatenate,
+    is_whole,
+    load_features,
+    require_finite,
+    save_features,
+    take,
+)
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 from landmarks.running.settings import EmbeddingSettings, RunSettings
@@ -63,6 +73,7 @@ def members(run: RunSettings, settings: EmbeddingSettings) -> list[Member]:
         if found and not np.isin(landmarks, found[0].landmarks).any():
             raise InputError(f"{folder} and {run.folders[0]} were trained on other landmarks: they have none in common")
         embedding, size = settings if folder == run.work else own.embedding, own.model.image_size
+        embedding = embedding.model_copy(update={"engine": settings.engine})
         whitening = None if embedding.whitening == "none" else _whitening(folder, landmarks, embedding, size)
         found.append(Member(folder, landmarks, embedding, size, own.training.batch_size, whitening))
     return found
@@ -185,7 +196,9 @@ class Embedder:
 
     def __init__(self, run: RunSettings, settings: EmbeddingSettings):
         self.members = members(run, settings)
-        self._predictors = [_predictor(one.folder, one.settings, one.image_size) for one in self.members]
+        self._predictors = [
+            Compiled(_predictor(one.folder, one.settings, one.image_size), settings.engine) for one in self.members
+        ]
         self._weights = _weights(run)
 
     def of_shard(self, shard: Shard, split: str, work: Path) -> Features:
@@ -196,8 +209,8 @@ class Embedder:
         found = []
         for one, predictor in zip(self.members, self._predictors, strict=True):
             sizes = one.settings.sizes(one.image_size)
-            seen = features.embed_shard(
-                predictor, one.landmarks, split, shard, set(shard.ids), work, sizes, one.batch_size
+            ((_, seen),) = features.embed_shards(
+                predictor, one.landmarks, split, [shard], set(shard.ids), work, sizes, one.batch_size
             )
             found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
         return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
@@ -212,9 +225,9 @@ class Embedder:
         found = []
         for one, predictor in zip(self.members, self._predictors, strict=True):
             photos = [decode(data, size)[None] for size in one.settings.sizes(one.image_size)]
-            outputs = models.predict(predictor, photos if len(photos) > 1 else photos[0], 1)
+            outputs = predictor.read([(1, predictor(photos))])
             seen = features.predicted([""], outputs, one.landmarks)
-            features.require_finite(seen, "embedding", one.remedy)
+            require_finite(seen, "embedding", one.remedy)
             found.append(features.whitened(seen, one.whitening) if one.whitening else seen)
         return _side_by_side(found, self._weights) if len(found) > 1 else found[0]
 

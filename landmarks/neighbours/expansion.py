@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from features import is_whole, load_features, save_features
 from landmarks.neighbours.search import search, split_evenly
 from landmarks.running.command import check_stop
+from landmarks.running.features_file import is_whole, load_features, save_features
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 

@@ -7,7 +7,6 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 
-from features import outline
 from landmarks.mirrors.base import CATEGORIES, Mirror
 from landmarks.mirrors.tables import read_table
 from landmarks.neighbours import penalty, voting
@@ -15,6 +14,7 @@ from landmarks.neighbours.nonlandmarks import References
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
 from landmarks.running.arrays import digest, open_npz
 from landmarks.running.command import InputError
+from landmarks.running.features_file import outline
 from landmarks.running.files import whole
 from landmarks.running.settings import RunSettings
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-import features
-from features import Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.mirrors import added
 from landmarks.mirrors.added import ADDED
 from landmarks.mirrors.build import printable, record_failures
@@ -26,9 +24,11 @@ from landmarks.mirrors.survey import survey_more
 from landmarks.neighbours import ensemble, gallery
 from landmarks.neighbours.ensemble import Embedder, Member
 from landmarks.neighbours.gallery import Gallery
+from landmarks.running import features_file
 from landmarks.running.answer_settings import RecognitionSettings
 from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 
 AT_ONCE = 1000  # photos, after which what is embedded is kept
@@ -103,7 +103,7 @@ def add(
     photos = photos.assign(id=photos["url"].map(ids), category=photos["landmark_id"].map({**found.categories, **known}))
     photos = photos.dropna(subset="id").fillna({"category": ""})
     path = _embedded(run, embedding, [*before["id"], *photos["id"]])
-    seen = photos["id"].isin(features.ids_in([path] if path.exists() else []))
+    seen = photos["id"].isin(features_file.ids_in([path] if path.exists() else []))
     failures += [(row.id, row.url, "it could not be embedded (skipped.csv)") for row in photos[~seen].itertuples()]
     table = pd.concat([before, photos.loc[seen, before.columns]]) if len(before) else photos.loc[seen, before.columns]
     if seen.any():
@@ -149,7 +149,7 @@ def opened(run: RunSettings, members: list[Member]) -> Added | None:
     table, path = added.read(run.work), run.work / ADDED / "added.npz"
     if table.empty:
         return None
-    if features.made_from(path) != _note(run, members):
+    if features_file.made_from(path) != _note(run, members):
         works = ",".join(map(str, run.models or [run.work]))
         raise InputError(f"{path} goes with another model or other settings: run recognition.py --work {works} again")
     return _of(table, path)
@@ -192,7 +192,7 @@ def _embedded(run: RunSettings, embedding: EmbeddingSettings, ids: list[str]) ->
     """The features file of the added photos, with those of these that it lacks; all are made anew for another model."""
     path = run.work / ADDED / "added.npz"
     note = _note(run, ensemble.members(run, embedding))
-    there = load_features(path) if features.made_from(path) == note and is_whole(path) else None
+    there = load_features(path) if features_file.made_from(path) == note and is_whole(path) else None
     has = set(there.ids.tolist()) if there else set()
     missing = [identity for identity in ids if identity not in has]
     embed = Embedder(run, embedding) if missing else None
@@ -224,7 +224,7 @@ def _tidy(work: Path, table: pd.DataFrame) -> None:
         if not listed.all():
             for made in [*work.glob("local/*/*/added.npz"), *work.glob("expanded/*/added.npz")]:
                 made.unlink()  # of those that are gone, too
-            save_features(path, take(there, listed), features.made_from(path))
+            save_features(path, take(there, listed), features_file.made_from(path))
     added.clear(work, table["id"])
 
 

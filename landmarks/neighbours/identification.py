@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import Features, outline
 from landmarks.mirrors.added import ADDED
 from landmarks.mirrors.shards import read_photo
 from landmarks.neighbours import gallery, growing, penalty, probability, voting
@@ -21,6 +20,7 @@ from landmarks.neighbours.ensemble import Embedder
 from landmarks.neighbours.search import Index, Neighbours, without_itself
 from landmarks.neighbours.voting import HeadScores
 from landmarks.running import recipe as recipes
+from landmarks.running.features_file import Features, outline
 
 NONE: tuple[None, np.ndarray] = None, np.empty(0, np.int64)  # added photos, and their landmarks, where there are none
 DEPTH = 1000  # nearest train photos, among which landmarks are looked for that come next to the best

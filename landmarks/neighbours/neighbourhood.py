@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from features import load_features, outline
 from landmarks.neighbours.search import Neighbours, delete_others, keep_result, read_kept, search
 from landmarks.running.command import check_stop
+from landmarks.running.features_file import load_features, outline
 from landmarks.running.progress import Progress
 
 CLOSE = 1e-5  # what products of the same float16 embeddings in float32 may differ by, in another order

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import concatenate, load_features, outline, save_features, take
 from landmarks.mirrors.base import NON_LANDMARKS, Mirror
 from landmarks.mirrors.shards import valid_id
 from landmarks.mirrors.tables import read_table
 from landmarks.neighbours.search import search, without_itself
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import concatenate, load_features, outline, save_features, take
 from landmarks.scoring import solutions
 from landmarks.scoring.solutions import Solution
 

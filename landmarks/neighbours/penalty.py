@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import load_features, save_features, take
 from landmarks.neighbours import voting
 from landmarks.neighbours.nonlandmarks import References, write_features
 from landmarks.neighbours.search import Neighbours, search, without_itself
 from landmarks.neighbours.voting import HeadScores
 from landmarks.running.answer_settings import RecognitionSettings
+from landmarks.running.features_file import load_features, save_features, take
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 

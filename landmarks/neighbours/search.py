@@ -1,6 +1,7 @@
 """Features files to each query's nearest index photos: exact, in batches, in the memory of one part of the index."""
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from features import Features, Outline, load_features, outline
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import Features, Outline, load_features, outline
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.threads import cores
@@ -209,18 +210,34 @@ def _search_file(
     """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
     with _named():
         embeddings = load_features(path).embeddings
+    knn, batches = _faiss_knn, len(embeddings) // BATCH + 1  # faiss is slow on a last one of under 20
+    if _accelerated():
+        from landmarks.neighbours.tiles import knn
+
+        batches = 1  # a tile of the index is on the device once
     stop = 0
-    for batch in np.array_split(embeddings, len(embeddings) // BATCH + 1):  # faiss is slow on a last one of under 20
+    for batch in np.array_split(embeddings, batches):
         check_stop()
         rows = slice(stop, stop := stop + len(batch))
-        found, places = faiss.knn(
-            batch.astype(np.float32), part, similarities.shape[1], metric=faiss.METRIC_INNER_PRODUCT
-        )
+        found, places = knn(batch.astype(np.float32), part, similarities.shape[1])
         places[places >= 0] += start
         similarities[rows], positions[rows] = faiss.merge_knn_results(
             np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
         )
         bar.update(len(batch) * len(part))
+
+
+def _faiss_knn(queries: np.ndarray, photos: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return faiss.knn(queries, photos, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _accelerated() -> bool:
+    """Whether Keras, which is there where photos were embedded, has an accelerator."""
+    if "keras" not in sys.modules:
+        return False
+    from landmarks.networks.devices import accelerated
+
+    return accelerated()
 
 
 def _order(similarities: np.ndarray, positions: np.ndarray) -> None:

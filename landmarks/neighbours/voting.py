@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import Features, is_whole, load_features, save_features
 from landmarks.neighbours.search import BATCH, Neighbours, search
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import Features, is_whole, load_features, save_features
 from landmarks.running.files import prepare_folder
 from landmarks.running.progress import Progress
 

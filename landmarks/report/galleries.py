@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features import load_features, outline
 from landmarks.neighbours.gallery import Gallery
+from landmarks.running.features_file import load_features, outline
 
 COUNT = 9  # photos in a gallery, as the published triplet solution has it
 QUERIES = 3  # best, as many median and worst ones

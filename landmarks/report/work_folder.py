@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
-from features import outline
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.open import open_mirror
@@ -17,6 +16,7 @@ from landmarks.neighbours import gallery
 from landmarks.neighbours.gallery import Gallery
 from landmarks.report import judged
 from landmarks.running.command import InputError
+from landmarks.running.features_file import outline
 from landmarks.running.history import COLUMNS, HISTORY
 from landmarks.running.settings import BESIDE, URLS, MirrorSettings, RunSettings
 from landmarks.scoring.scores import SCORERS

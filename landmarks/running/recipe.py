@@ -90,6 +90,7 @@ class Recipe(BaseModel):
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
         shared |= {name: getattr(self.run, name) for name in ("checkpoint_minutes", "shards", "index_parts")}
+        shared["engine"] = self.embedding.engine
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
 
     @model_validator(mode="after")

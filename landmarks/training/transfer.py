@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 import model as models
-from features import Features, is_whole, load_features, save_features
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.features_file import Features, is_whole, load_features, save_features
 from landmarks.running.files import require_space
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ModelSettings

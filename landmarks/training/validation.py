@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 import model as models
-from features import ids_in
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, Shard, TarShard, write_tar
 from landmarks.running import recipe as recipes
 from landmarks.running.command import check_stop, warn
+from landmarks.running.features_file import ids_in
 from landmarks.running.settings import TrainingSettings
 from landmarks.scoring import measures
 from landmarks.training.selection import voters

@@ -8,7 +8,6 @@ from conftest import identity, recipe_with
 from PIL import Image
 
 import verification
-from features import Features, save_features
 from landmarks.local_features import calibration
 from landmarks.local_features.calibration import calibrate, hold_out
 from landmarks.local_features.candidates import features_of
@@ -17,6 +16,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import ensemble
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, save_features
 
 TRUTH = {"a": [1], "b": [], "c": [3, 8], "d": [5], "e": [6], "f": []}
 

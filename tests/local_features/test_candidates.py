@@ -6,7 +6,6 @@ import pytest
 from conftest import identity, recipe_with
 from PIL import Image
 
-from features import Features, save_features
 from landmarks.local_features import decision
 from landmarks.local_features.candidates import by_need, kept_features, most_similar
 from landmarks.local_features.points import LocalFeatures
@@ -14,6 +13,7 @@ from landmarks.mirrors import build
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours.search import Neighbours
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, save_features
 
 
 def files_of(folder, split, parts):

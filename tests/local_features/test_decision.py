@@ -7,7 +7,6 @@ import pytest
 from conftest import identity, recipe_with
 from PIL import Image
 
-from features import Features, save_features
 from landmarks.local_features import decision, points
 from landmarks.local_features.candidates import most_similar
 from landmarks.local_features.decision import by_inliers, decide
@@ -16,6 +15,7 @@ from landmarks.mirrors import build
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours.search import Neighbours
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, save_features
 
 
 def files_of(folder, split, parts):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import jpeg, make_mirror
 
-from features import Features, save_features
 from landmarks.local_features import kept as kept_files
 from landmarks.local_features.kept import KeptFeatures, keep_features
 from landmarks.local_features.points import LocalFeatures, decode
@@ -15,6 +14,7 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import FolderShard
 from landmarks.running import command
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, save_features
 from landmarks.sample.photos import landmark_view
 
 SMALL = (0, 3, 0)  # seed, landmark and view of a photo of the sample

@@ -5,11 +5,11 @@ import pytest
 import scripts
 from conftest import ROOT, recipe_with
 
-from features import Features, save_features
 from landmarks.neighbours import arrow
 from landmarks.neighbours.search import Index
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, save_features
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

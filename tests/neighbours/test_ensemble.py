@@ -6,10 +6,10 @@ import scripts
 from conftest import ROOT
 
 import features
-from features import Features, load_features, save_features
 from landmarks.neighbours import ensemble
 from landmarks.neighbours.ensemble import join
 from landmarks.networks import whitening as whitenings
+from landmarks.running.features_file import Features, load_features, save_features
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 
 

@@ -5,11 +5,11 @@ import faiss
 import numpy as np
 import pytest
 
-from features import Features, load_features, save_features
 from landmarks.neighbours import expansion
 from landmarks.neighbours.expansion import expand
 from landmarks.neighbours.search import search
 from landmarks.running import command
+from landmarks.running.features_file import Features, load_features, save_features
 
 
 def write(folder, name, embeddings, dtype=np.float32):

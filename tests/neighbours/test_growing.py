@@ -15,10 +15,10 @@ from conftest import ROOT, jpeg
 from PIL import Image
 
 from benchmarks import growing as kills
-from features import load_features, made_from, save_features
 from landmarks.mirrors import added
 from landmarks.neighbours.identification import Identifier
 from landmarks.running.command import InputError
+from landmarks.running.features_file import load_features, made_from, save_features
 
 SETTINGS = [
     *scripts.PLAIN, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",

@@ -8,7 +8,6 @@ from conftest import make_mirror, write_features
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import Features, load_features, save_features
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import nonlandmarks
 from landmarks.neighbours.nonlandmarks import (
@@ -20,6 +19,7 @@ from landmarks.neighbours.nonlandmarks import (
     serving_themselves,
 )
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, load_features, save_features
 from landmarks.scoring.solutions import Solution
 
 

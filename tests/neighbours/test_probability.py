@@ -7,11 +7,11 @@ from conftest import write_features
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from features import load_features
 from landmarks.neighbours import probability
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
+from landmarks.running.features_file import load_features
 from landmarks.running.settings import RunSettings
 from landmarks.scoring.measures import gap
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features import Features, load_features, save_features, take
 from landmarks.neighbours import search
 from landmarks.running import command
+from landmarks.running.features_file import Features, load_features, save_features, take
 from landmarks.running.settings import ModelSettings
 
 

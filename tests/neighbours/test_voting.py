@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features import Features, load_features, save_features
 from landmarks.neighbours import voting
 from landmarks.neighbours.search import Neighbours
 from landmarks.neighbours.voting import HeadScores, class_centres, gallery, head, head_scores, recognise, vote
 from landmarks.running.command import InputError
+from landmarks.running.features_file import Features, load_features, save_features
 
 
 def neighbours(similarities, positions, photos) -> Neighbours:

@@ -12,12 +12,12 @@ from scripts import PLAIN
 
 import model as models
 import recognition
-from features import load_features
 from landmarks.local_features import decision, delf_training, matching, points
 from landmarks.mirrors.images import decode
 from landmarks.mirrors.open import open_mirror
 from landmarks.networks import backbones, layers
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.features_file import load_features
 from landmarks.running.recipe import RECIPES, load
 from landmarks.training import run as training
 from landmarks.training import trainer, transfer

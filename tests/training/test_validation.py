@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import identity, recipe_with
 
-from features import Features, save_features
 from landmarks.running import command
+from landmarks.running.features_file import Features, save_features
 from landmarks.training import validation
 from landmarks.training.validation import Validation, hold_out
 
