@@ -1,16 +1,10 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
 import math
-<<<<<<< HEAD
-from collections.abc import Callable, Container, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-=======
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cache, partial
->>>>>>> main
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +15,7 @@ from generators import of_shards
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
-<<<<<<< HEAD
-from landmarks.running.arrays import Outline as Outline
-from landmarks.running.arrays import digest, open_npz, outline
-=======
 from landmarks.running.arrays import digest
->>>>>>> main
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.features_file import (
     Features,
@@ -53,102 +42,6 @@ if TYPE_CHECKING:
 UNWHITENED = "unwhitened"  # the folder of the embeddings that whitening is found from
 BATCHES_A_READING = 16  # each one waits for the device, which then waits for its next batch
 LESS = " less"  # ends the note of a file without the photos that another one has too
-<<<<<<< HEAD
-_whole: set[tuple[Path, int, int]] = set()  # files that this process has read or written whole: path, size, time
-
-
-class Features(NamedTuple):
-    """What the model says of N photos; all but ids and embeddings is None where it has no head."""
-
-    ids: np.ndarray  # (N,) str
-    embeddings: np.ndarray  # (N, D) float16, L2-normalised
-    landmark: np.ndarray | None = None  # (N,) int64: the predicted landmark id
-    score: np.ndarray | None = None  # (N,) float32: its confidence
-    top_landmark: np.ndarray | None = None  # (N, k) int64: the k = 10 best ones, or all; None in older files
-    top_score: np.ndarray | None = None  # (N, k) float32: theirs, in descending order
-
-
-DIMENSIONS = dict(zip(Features._fields, (1, 2, 1, 1, 2, 2), strict=True))
-
-
-def save_features(path: Path, features: Features, made_from: str = "") -> None:
-    """Write one shard's features; the file appears under its name only when it is whole."""
-    arrays = {name: array for name, array in features._asdict().items() if array is not None}
-    with whole(path) as part, open(part, "wb") as file:
-        np.savez(file, made_from=made_from, **arrays)
-    _whole.add(_stamp(path))
-
-
-def load_features(path: Path) -> Features:
-    """Read one shard's features. Raises ValueError if the file is damaged (checksums are verified) or not finite."""
-    stamp = _stamp(path)
-    with open_npz(path) as (arrays, _):
-        features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
-        _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
-        if not np.isfinite(features.embeddings).all():
-            raise ValueError("its embeddings are not finite")  # faiss would pass over them in silence
-    _whole.add(stamp)
-    return features
-
-
-def made_from(path: Path) -> str:
-    """The note with which the file was written; empty if there is no whole file, or one without a note."""
-    try:
-        with open_npz(path) as (arrays, _):
-            return str(arrays["made_from"]) if "made_from" in arrays.files else ""
-    except (ValueError, FileNotFoundError):
-        return ""
-
-
-def _require_match(shapes: dict[str, tuple[int, ...]]) -> None:
-    fitting = {"ids", "embeddings"} <= set(shapes) and all(
-        len(shape) == DIMENSIONS[name] for name, shape in shapes.items()
-    )
-    if not fitting or len({shape[0] for shape in shapes.values()}) != 1:
-        raise ValueError("its arrays do not match")
-
-
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    state = path.stat()
-    return path.resolve(), state.st_size, state.st_mtime_ns
-
-
-def is_whole(path: Path) -> bool:
-    """Whether there is a features file that can be read to its end; each is read once in a process."""
-    try:
-        return path.exists() and (_stamp(path) in _whole or load_features(path) is not None)
-    except ValueError:
-        return False
-
-
-def require_finite(features: Features, what: str, remedy: Callable[[], str]) -> None:
-    """Raise InputError if there is a photo whose embedding or score is not finite."""
-    spoilt = ~np.isfinite(features.embeddings).all(axis=1)
-    if features.score is not None:
-        spoilt |= ~np.isfinite(features.score)
-    if spoilt.any():
-        raise InputError(
-            f"{what}: of {spoilt.sum():,} of {len(spoilt):,} photos they are not finite, "
-            f"the first is {features.ids[spoilt][0]}; {remedy()}"
-        )
-
-
-def take(features: Features, rows: np.ndarray) -> Features:
-    """The features of some photos: `rows` is a mask (N,) bool, or their places (n,)."""
-    return Features(**{name: array[rows] for name, array in features._asdict().items() if array is not None})
-
-
-def concatenate(parts: Sequence[Features]) -> Features:
-    """The features of all photos of some parts: what each of these has."""
-    there = [name for name in Features._fields if all(getattr(part, name) is not None for part in parts)]
-    return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in there})
-
-
-def ids_in(files: Iterable[Path]) -> np.ndarray:
-    """The ids in some features files, (N,) str. Raises ValueError if one is damaged."""
-    return np.concatenate([np.empty(0, str), *(outline(path).ids for path in files)])
-=======
->>>>>>> main
 
 
 def note(mirror: Mirror, split: str, name: str, made_by: str) -> str:
@@ -202,7 +95,7 @@ def embed(
         folder: where in `work` the files go.
         first: so many shards of the split alone; None: all.
         elsewhere: makes the files of shards in place of this machine, given the mirror, the split, its files by shard,
-            the work folder, and what `embed_file` takes after the predictor and before the mirror.
+            the work folder, and what `embed_file` takes between the predictor and the mirror.
 
     Returns:
         One file a shard, in the mirror's order; None while some are missing that `shards` leaves to other runs.
@@ -232,15 +125,10 @@ def embed(
             _write(files[name], load_features(path), whitening, note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
-<<<<<<< HEAD
-    how = landmarks, split, listed, settings.sizes(image_size), batch_size, whitening, made_by
-    if elsewhere:
+    if rest and elsewhere:
+        how = landmarks, split, listed, settings.sizes(image_size), batch_size, whitening, made_by
         elsewhere(mirror, split, {name: files[name] for name in rest}, work, how)
-        rest = []
-    for shard in Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards", disable=not rest):
-        embed_file(predictor, *how, mirror, shard, files[shard.name], work)
-=======
-    if rest:
+    elif rest:
         from landmarks.networks.engines import Compiled
 
         shards_left = Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards")
@@ -257,7 +145,6 @@ def embed(
                 written = [writer.submit(_write, files[name], features, whitening, made)]
             for one in written:
                 one.result()
->>>>>>> main
     missing = [name for name in absent if name not in todo]
     print(f"{split}: {len(names) - len(missing)} of {len(names)} shards embedded, {len(todo)} of them now")
     if missing:
@@ -278,6 +165,15 @@ def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, imag
 
 def _write(path: Path, features: Features, whitening: Whitening | None, made_by: str) -> None:
     save_features(path, whitened(features, whitening) if whitening else features, made_by)
+
+
+def embed_file(
+    compiled: "Compiled", landmarks: np.ndarray, split: str, listed: Container[str], sizes: list[int], batch_size: int,
+    whitening: Whitening | None, made_by: str, mirror: Mirror, shard: Shard, path: Path, work: Path,
+) -> None:  # fmt: skip
+    """Embed one shard to its features file."""
+    ((_, features),) = embed_shards(compiled, landmarks, split, [shard], listed, work, sizes, batch_size)
+    _write(path, features, whitening, note(mirror, split, shard.name, made_by))
 
 
 def whitened(features: Features, whitening: Whitening) -> Features:
@@ -331,25 +227,9 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
     return 16 * 4 + 2 * (whitening.projection.shape[1] if whitening else dimensions) + 8 * sum(values.values())
 
 
-<<<<<<< HEAD
-def embed_file(
-    predictor: "keras.Model", landmarks: np.ndarray, split: str, listed: Container[str], sizes: list[int],
-    batch_size: int, whitening: Whitening | None, made_by: str, mirror: Mirror, shard: Shard, path: Path, work: Path,
-) -> None:  # fmt: skip
-    """Embed one shard to its features file."""
-    features = embed_shard(predictor, landmarks, split, shard, listed, work, sizes, batch_size)
-    if whitening:
-        features = whitened(features, whitening)
-    save_features(path, features, note(mirror, split, shard.name, made_by))
-
-
-def embed_shard(
-    predictor: "keras.Model", landmarks: np.ndarray, split: str, shard: Shard, listed: Container[str], work: Path,
-=======
 def embed_shards(
-    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: set[str], work: Path,
->>>>>>> main
-    sizes: list[int], batch_size: int,
+    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: Container[str],
+    work: Path, sizes: list[int], batch_size: int,
 ) -> Iterator[tuple[str, Features]]:  # fmt: skip
     """Each shard's name and features, in order; photos of the next one are decoded while this one's are embedded.
 

@@ -1,6 +1,6 @@
 """A shard to batches: decode in threads, shuffle, and stay a few batches ahead of the accelerator."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -68,7 +68,7 @@ class Batches:
         return images, unreadable
 
 
-def of_shards(shards: Iterable[Shard], listed: set[str], sizes: list[int], batch_size: int) -> Generator[Any]:
+def of_shards(shards: Iterable[Shard], listed: Container[str], sizes: list[int], batch_size: int) -> Generator[Any]:
     """The listed photos of one shard after another, at several sizes, made while others are in use.
 
     For each shard its `Batches`, one of each size; then (ids, images), one of each size, of `batch_size` and on the

@@ -12,11 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-<<<<<<< HEAD
-from features import load_features
 from landmarks.cluster import tasks
-=======
->>>>>>> main
 from landmarks.local_features.delf_training import train_delf
 from landmarks.local_features.extractors import MODEL_FILES, open_extractor
 from landmarks.local_features.kept import KeptFeatures, job, keep_features

@@ -182,7 +182,9 @@ def _open(model: np.ndarray, settings: dict, image_size: int, how: tuple) -> Cal
     """On a node: what embeds shards, as `features.embed_file` does, by the bytes of the model's file."""
     with TemporaryDirectory() as folder:
         model.tofile(Path(folder) / "model.keras")
-        return partial(features.embed_file, _predictor(Path(folder), EmbeddingSettings(**settings), image_size), *how)
+        how_to_embed = EmbeddingSettings(**settings)
+        predictor = Compiled(_predictor(Path(folder), how_to_embed, image_size), how_to_embed.engine)
+        return partial(features.embed_file, predictor, *how)
 
 
 def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> keras.Model:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -45,28 +45,6 @@ def stated_bytes(array: IO[bytes]) -> int:
     np.lib.format.read_magic(array)
     shape, _, dtype = np.lib.format.read_array_header_1_0(array)
     return array.tell() + math.prod(shape) * dtype.itemsize
-
-
-class Outline(NamedTuple):
-    """What is read of a features file without its embeddings."""
-
-    ids: np.ndarray  # (N,) str
-    landmark: np.ndarray | None  # (N,) int64
-    dimension: int
-    crc32: int  # of the embeddings and their type and shape, as the file states it: who reads them checks it
-
-
-def outline(path: Path) -> Outline:
-    """What a features file holds but for its embeddings. Raises ValueError if that is damaged."""
-    with open_npz(path) as (arrays, members):
-        ids, landmark = arrays["ids"], arrays["landmark"] if "landmark" in arrays.files else None
-        with members.open("embeddings.npy") as embeddings:
-            np.lib.format.read_magic(embeddings)
-            (count, dimension), _, _ = np.lib.format.read_array_header_1_0(embeddings)
-        crc32 = members.getinfo("embeddings.npy").CRC
-        if ids.shape != (count,) or (landmark is not None and landmark.shape != (count,)):
-            raise ValueError("its arrays do not match")
-    return Outline(ids, landmark, dimension, crc32)
 
 
 class SortedIds:

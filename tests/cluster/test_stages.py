@@ -11,11 +11,11 @@ import tiny  # noqa: F401
 from conftest import identity, make_mirror, recipe_with
 
 import model as models
-from features import Features, save_features
 from landmarks.local_features.candidates import kept_features
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import write_tar
 from landmarks.neighbours import ensemble
+from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import Recipe
 from landmarks.training.cleaning import clean
 
