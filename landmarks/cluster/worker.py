@@ -45,6 +45,7 @@ class Worker:
     def __init__(self, source: str, settings: dict[str, Any], split: str, work: str):
         self.source, self.settings, self.split, self.work = source, MirrorSettings(**settings), split, work
         self.folder, self._held = _own_folder(Path(tempfile.gettempdir()) / "landmarks-cluster")
+        os.chdir(self.folder)  # Ray's own may be unpacked anew by another node of this machine
         self._device = threading.Lock()
         self._job: Job | None = None
 
