@@ -88,10 +88,11 @@ def share(
     settings = {**mirror.settings.model_dump(), "max_damaged": 1.0}  # how many are damaged is seen here
     source = str(mirror.folder.resolve()) if isinstance(mirror, FolderMirror) else mirror.name
     slots = mirror.settings.ahead + 1
+    cores = max(1, int(device["num_cpus"]))
     environment = {
         "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
         "TF_NUM_INTEROP_THREADS": "1",
-        "TF_NUM_INTRAOP_THREADS": str(max(1, int(device["num_cpus"]))),
+        "TF_NUM_INTRAOP_THREADS": str(cores),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         **SHARED,
     }
@@ -99,7 +100,7 @@ def share(
         **device, max_restarts=-1, max_concurrency=slots, runtime_env={"env_vars": environment}
     )
     job = [ray.put(open_job)]  # in a list, so that an actor gets it when it has none yet
-    workers = [actor.remote(source, settings, split, str(work)) for _ in range(min(count, len(files)))]
+    workers = [actor.remote(source, settings, split, str(work), cores) for _ in range(min(count, len(files)))]
     waiting = deque(files)
     flying: dict[Any, tuple[Any, str]] = {}
     resting: list[Any] = []  # actors whose node does not answer: Ray takes some seconds to know that it is lost

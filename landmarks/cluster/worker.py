@@ -16,6 +16,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.shards import Shard, TarShard
 from landmarks.mirrors.web import WebMirror
+from landmarks.running import threads
 from landmarks.running.command import InputError
 from landmarks.running.settings import URLS, MirrorSettings
 
@@ -40,11 +41,13 @@ class Worker:
         source: a mirror's URL, or its folder, which each node has to see under the same path.
         settings: of the mirror.
         work: where the work folder is on the machine that shares the work out, for messages.
+        cores: of the node's, how many this actor may use.
     """
 
-    def __init__(self, source: str, settings: dict[str, Any], split: str, work: str):
+    def __init__(self, source: str, settings: dict[str, Any], split: str, work: str, cores: int):
         self.source, self.settings, self.split, self.work = source, MirrorSettings(**settings), split, work
         self.folder, self._held = _own_folder(Path(tempfile.gettempdir()) / "landmarks-cluster")
+        threads.share = cores
         os.chdir(self.folder)  # Ray's own may be unpacked anew by another node of this machine
         self._device = threading.Lock()
         self._job: Job | None = None

@@ -22,6 +22,9 @@ MAX_GLOBAL = 100  # records of PAX headers for all members: tarfile gives each m
 LONG_NUMBER = re.compile(rb"\d{256}")  # tarfile of some Python versions looks for records in the square of its length
 
 
+Place = tuple[str, int, int | None]  # a file, and where in it so many bytes are; None: all of it
+
+
 def valid_id(identity: str) -> bool:
     """Whether an id can be a member's name."""
     return PHOTO_ID.fullmatch(identity) is not None
@@ -114,6 +117,10 @@ class TarShard:
         """Bytes of the encoded photo."""
         return self.places[identity][1]
 
+    def place(self, identity: str) -> Place:
+        """Where the encoded photo is on disk, for `read_place`."""
+        return str(self.path), *self.places[identity]
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Safe to call from several threads."""
         offset, size = self.places[identity]
@@ -160,12 +167,26 @@ class FolderShard:
         except OSError:
             return -1
 
+    def place(self, identity: str) -> Place:
+        """Where the encoded photo is on disk, for `read_place`."""
+        return str(self.root / member_name(identity)), 0, None
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing, too large, or a device or pipe that may have no end."""
         return read_photo(self.root / member_name(identity))
 
     def close(self) -> None:
         pass
+
+
+def read_place(place: Place) -> bytes:
+    """The encoded photo at a place that a shard told, in another process too. Raises OSError as `read` does."""
+    path, offset, size = place
+    if size is None:
+        return read_photo(Path(path))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def read_photo(path: Path) -> bytes:
