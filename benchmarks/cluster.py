@@ -7,9 +7,9 @@
 Nodes of one core each on this machine, by `ray.cluster_utils`; with `scaling` each is pinned to a core of its own. Each
 worker notes when it begins and ends a shard, so that the start of its process does not count.
 
-`scaling` embeds random JPEGs of 640 x 480 with one worker and with two, in turns. `overhead` makes files as large as a
-GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker. `failures` embeds tiny
-shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed in the middle.
+`scaling` embeds random JPEGs with one worker, with two, and without Ray on one core, in turns. `overhead` makes files as
+large as a GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker. `failures`
+embeds tiny shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed midway.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from landmarks.cluster import tasks
 from landmarks.cluster.worker import Worker
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import ensemble
+from landmarks.running import threads
 from landmarks.running.recipe import from_flat
 
 FAILING = 0.05
@@ -124,15 +125,37 @@ def embed(recipe, address: str, split: str = "train") -> float:
     return time.monotonic() - began
 
 
+def alone(recipe) -> float:
+    """Seconds that a shard takes in this process, on one core, after the first."""
+    cores = os.sched_getaffinity(0)
+
+    def pin(to: set[int]) -> None:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), to)
+
+    pin({min(cores)})
+    threads.share = 1
+    try:
+        embed(recipe, "")
+    finally:
+        pin(cores)
+    written = sorted(path.stat().st_mtime for path in (recipe.run.work / "features/train").glob("*.npz"))
+    return (written[-1] - written[0]) / (len(written) - 1)
+
+
 def scaling(folder: Path, shards: int, photos: int, backbone: str, image_size: int) -> None:
     make_mirror(folder / "mirror", shards, photos)
     recipe = prepare(
         folder, str(folder / "mirror"), backbone=backbone, weights="none", image_size=image_size, mirrored=False
     )
-    rates: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[int, list[float]] = {0: [], 1: [], 2: []}
     idle: list[float] = []
     for turn in range(2):
-        for nodes in (1, 2) if turn % 2 == 0 else (2, 1):
+        for nodes in (0, 1, 2) if turn % 2 == 0 else (2, 1, 0):
+            if nodes == 0:
+                rates[0].append(photos / alone(recipe))
+                print(f"without Ray, on one core: {rates[0][-1]:.2f} photos/s, {load()}", flush=True)
+                continue
             log = folder / f"log-{turn}-{nodes}"
             log.mkdir()
             with cluster_of(nodes, True, log) as cluster:
@@ -147,8 +170,10 @@ def scaling(folder: Path, shards: int, photos: int, backbone: str, image_size: i
             rates[nodes].append(seen / (end - begin))
             idle += [two[1] - one[2] for rows in done.values() for one, two in zip(rows[1:], rows[2:], strict=False)]
             print(f"{nodes} workers: {rates[nodes][-1]:.2f} photos/s, {seconds:.0f} s in all, {load()}", flush=True)
-    one, two = (float(np.mean(rates[nodes])) for nodes in (1, 2))
-    print(f"2 workers of one core: {two / one:.2f} times one ({one:.1f} and {two:.1f} photos/s)")
+    none, one, two = (float(np.mean(rates[nodes])) for nodes in range(3))
+    print(
+        f"2 workers of one core: {two / one:.2f} times one ({one:.1f} and {two:.1f} photos/s; {none:.1f} without Ray)"
+    )
     shard_seconds = SHARD_PHOTOS / one
     print(
         f"between two shards a worker waits {np.mean(idle):.3f} s, {100 * np.mean(idle) / shard_seconds:.3f} % of "
