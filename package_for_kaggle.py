@@ -23,7 +23,7 @@ from landmarks.running.settings import ROOT, ModelSettings
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # that requirements.lock is for
 KERNEL = "3.12"  # Python of Kaggle's image since https://github.com/Kaggle/docker-python/pull/1496
 GLIBC = 28  # 2.28 is the newest that a wheel of the lock asks for; the image is made from Colab's, which has 2.35
-SCRIPTS = ("*.py", "landmarks/**/*.py", "recipes/*.toml", "requirements.txt", "LICENSE")
+SCRIPTS = ("*.py", "landmarks/**/*.py", "landmarks/**/*.toml", "recipes/*.toml", "requirements.txt", "LICENSE")
 
 
 def main() -> None:

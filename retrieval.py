@@ -22,7 +22,7 @@ from landmarks.cluster import tasks, work_copy
 from landmarks.mirrors.added import WithAdded
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
+from landmarks.neighbours import approximate, expansion, neighbourhood, rerank, voting
 from landmarks.neighbours.search import Neighbours
 from landmarks.report import ending
 from landmarks.running import command
@@ -180,7 +180,7 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     depth = max(
         submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
     )
-    found = search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    found = approximate.chosen(run)(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
     if not by_neighbours:
         return found
     keep = run.work / "neighbours/by-neighbours"
@@ -217,10 +217,10 @@ def labels(
         from landmarks.neighbours import growing
 
         gallery = growing.voting(added, settings.recognizer, *gallery)
-    found = []
+    found, by = [], approximate.chosen(run)
     for split in ("test", "index"):
         keep = run.work / f"neighbours/{split}-by-{settings.recognizer}"
-        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep))
+        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep, by))
     return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / power)) for one in found]
 
 

@@ -7,9 +7,10 @@
 Nodes of one core each on this machine, by `ray.cluster_utils`; with `scaling` each is pinned to a core of its own. Each
 worker notes when it begins and ends a shard, so that the start of its process does not count.
 
-`scaling` embeds random JPEGs with one worker, with two, and without Ray on one core, in turns. `overhead` makes files as
-large as a GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker. `failures`
-embeds tiny shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed midway.
+`scaling` embeds random JPEGs with one worker, with two, and without Ray on one core, in turns. `overhead` makes files
+as large as a GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker.
+`failures` embeds tiny shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed
+midway.
 """
 
 import argparse

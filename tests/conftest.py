@@ -18,6 +18,7 @@ from hypothesis import settings
 from PIL import Image
 
 from landmarks.mirrors import build, outages
+from landmarks.mirrors.folder import FolderMirror
 from landmarks.running import command
 from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import Recipe, from_flat
@@ -48,6 +49,12 @@ def jpeg(seed: int, size=(40, 30), **options) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(blocks).resize(size).save(encoded, "JPEG", **options)
     return encoded.getvalue()
+
+
+def texture(seed, width, height, grain=16):
+    """A photo of coloured blobs, of which no part looks like another."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
@@ -90,6 +97,11 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
         photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)}
     )
     return out
+
+
+def read_all(folder: Path, split: str) -> dict[str, bytes]:
+    mirror = FolderMirror(folder)
+    return {p: shard.read(p) for shard in mirror.stream(split, mirror.shard_names(split)) for p in shard.ids}
 
 
 def write_features(folder: Path, name: str, embeddings, landmark=None, score=None) -> list[Path]:

@@ -69,7 +69,7 @@ def and_stop(read):
         sys.exit()
     return stop
 
-if sys.argv[0].endswith(("recognition.py", "retrieval.py")):
+if sys.argv[0].endswith(("recognition.py", "retrieval.py", "plan.py")):
     recipe.load = and_stop(recipe.load)
 else:
     argparse.ArgumentParser.parse_args = and_stop(argparse.ArgumentParser.parse_args)
@@ -194,7 +194,8 @@ def test_every_exception_is_needed():
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
 def test_fences_say_what_they_hold(page):
-    assert {language for language, _ in fences(page)} <= {"sh", "text", "python", "toml", "mermaid", "{toctree}"}
+    known = {"sh", "text", "python", "toml", "yaml", "mermaid", "{toctree}"}
+    assert {language for language, _ in fences(page)} <= known
     assert text_of(page).count("```") == 2 * len(fences(page))
 
 

@@ -27,7 +27,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.settings import ROOT
-from landmarks.running.skipped import record_lines
+from landmarks.running.skipped import record_rows
 
 CODE = ("*.py", "landmarks/**/*.py")  # what goes to the nodes; packages have to be there
 RETRIES = 3  # of a shard whose task fails, or whose node is lost, before the run ends
@@ -206,7 +206,7 @@ def _result(ray: Any, task: Any, shard: str) -> Made | None:
 
 def _note(made: Made, mirror: Mirror, split: str, name: str, work: Path) -> None:
     """What a mirror on this machine would have noted of a shard."""
-    record_lines(work, made.skipped)
+    record_rows(work, made.skipped)
     if made.damage:
         shard = SimpleNamespace(name=name, ids=range(made.photos), damage=made.damage)
         mirror.tolerate(split, cast(TarShard, shard))

@@ -1,6 +1,5 @@
 """What runs on a node: an actor that holds a job's model, and makes one shard after another into a file."""
 
-import csv
 import os
 import shutil
 import tempfile
@@ -15,9 +14,10 @@ from filelock import FileLock, Timeout
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.shards import Shard, TarShard
-from landmarks.mirrors.web import WebMirror
+from landmarks.mirrors.web import MISMATCHES, WebMirror
 from landmarks.running import threads
 from landmarks.running.command import InputError
+from landmarks.running.files import read_rows
 from landmarks.running.settings import URLS, MirrorSettings
 
 Job = Callable[[Mirror, Shard, Path, Path], None]  # writes a shard's file at a path; the last is a folder to note in
@@ -28,10 +28,10 @@ class Made(NamedTuple):
 
     error: str = ""
     file: np.ndarray = np.empty(0, np.uint8)  # its bytes, which Ray hands over without a copy
-    skipped: list[str] = []  # lines of skipped.csv
     photos: int = 0
     damage: str = ""  # of a tar whose other photos were used
-    mismatches: list[list[str]] = []  # shard, published md5 and the one found
+    skipped: list[tuple[str, ...]] = []  # rows of skipped.csv
+    mismatches: list[tuple[str, ...]] = []  # shard, published md5 and the one found
 
 
 class Worker:
@@ -81,9 +81,8 @@ class Worker:
             with self._device:
                 job(mirror, shard, path, work)
             photos, damage = len(shard.ids), shard.damage if isinstance(shard, TarShard) else ""
-        skipped = work / "skipped.csv"
-        lines = skipped.read_text(encoding="utf8").splitlines()[1:] if skipped.exists() else []
-        return Made("", np.fromfile(path, np.uint8), lines, photos, damage, _rows(folder / "mirror/md5_mismatches.csv"))
+        skipped, mismatches = read_rows(work / "skipped.csv")[1:], read_rows(folder / "mirror" / MISMATCHES)[1:]
+        return Made("", np.fromfile(path, np.uint8), photos, damage, skipped, mismatches)
 
     def _open(self, cache: Path) -> Mirror:
         """The mirror; one at a URL anew for each shard, since its downloads are."""
@@ -111,10 +110,3 @@ def _own_folder(root: Path) -> tuple[Path, FileLock]:
         held = FileLock(folder / ".lock", thread_local=False)
         held.acquire()
     return folder, held
-
-
-def _rows(path: Path) -> list[list[str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.reader(file))[1:]

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -75,12 +76,14 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
     if not allow_private:
         require_no_proxy()
     try:
-        photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a cell too many would shift or hide a landmark
+            photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
         photos = photos.reindex(columns=["id", "url", "landmark_id"])
         photos["landmark_id"] = pd.to_numeric(photos["landmark_id"], errors="coerce").astype("Int64")
     except OSError as error:
         raise InputError(f"{csv} cannot be read: {error.strerror or error}; give the path of a CSV file") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, pd.errors.ParserWarning) as error:
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
@@ -139,8 +142,8 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     downloads = out / "download"
     source = open_mirror(mirror, downloads)
     source.require("train")
-    source.train()  # so that a malformed table is told before hours of work
     with held(out):
+        source.train()  # so that a malformed table is told before hours of work
         _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
         for split in SPLITS:
             done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}

@@ -15,7 +15,7 @@ from landmarks.mirrors import stores
 from landmarks.mirrors.addresses import PublicAdapter
 from landmarks.mirrors.outages import PATIENCE, Absent, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import arrived, require_space
+from landmarks.running.files import arrived, require_space, to_disk
 from landmarks.running.progress import Progress, size_of
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
@@ -105,6 +105,8 @@ def download(
         persist(url, transfer.receive, patience, arrived=lambda: arrived(part), check=check)
     except Absent:
         return False
+    if not resume:  # a table has no md5 that would tell a half-written one after a power cut, as a shard has
+        to_disk(part)
     os.replace(part, path)
     return True
 

@@ -12,7 +12,7 @@ from landmarks.mirrors.build import build_mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError
-from landmarks.running.locks import require_idle
+from landmarks.running.locks import held, require_idle
 from landmarks.running.settings import URLS, MirrorSettings
 from landmarks.sample import photos
 
@@ -64,18 +64,18 @@ def make_sample(
     """Render a sample into the folder `out`, which appears when it is whole; the arguments are `photos.listing`'s.
 
     Raises:
-        InputError: `out` is there already, or the seed is negative.
+        InputError: `out` is there already or being made, or the seed is negative.
         Stopped: a signal asked the process to end.
     """
-    if out.exists():
-        raise InputError(f"{out} is there already: give the sample a folder of its own")
     listed, categories = photos.listing(seed, landmarks, views, others)
     part = out.with_name(f"part-{out.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)  # a place that cannot be written to is known before the work
-        written = build_mirror(listed, photos.render(listed["url"].tolist()).__getitem__, part, categories)
-        os.replace(part, out)
-        print(f"{out.name}: {len(written):,} photos written")
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with held(part):  # a place that cannot be written to, or that another process fills, is known before the work
+        try:
+            if out.exists():
+                raise InputError(f"{out} is there already: give the sample a folder of its own")
+            shutil.rmtree(part / "new", ignore_errors=True)
+            written = build_mirror(listed, photos.render(listed["url"].tolist()).__getitem__, part / "new", categories)
+            os.replace(part / "new", out)
+            print(f"{out.name}: {len(written):,} photos written")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

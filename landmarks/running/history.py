@@ -1,6 +1,5 @@
 """What was run in a work folder: each command, when, for how long, how it ended, and by which versions."""
 
-import csv
 import platform
 import shlex
 import sys
@@ -11,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.files import append_rows
 from landmarks.running.threads import cores
 
 HISTORY = "runs.csv"  # in a work folder
@@ -28,11 +28,10 @@ def noted(work: Path) -> Iterator[None]:
         ended = "stopped" if isinstance(error, Stopped) else "refused" if isinstance(error, InputError) else "failed"
         raise
     finally:
-        path = work / HISTORY
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         row = began.isoformat(timespec="seconds"), round(time.monotonic() - start), ended, command, versions()
-        with suppress(OSError), open(path, "a", newline="", encoding="utf-8") as file:  # the run's own end counts
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS] * (not file.tell()) + [row])
+        with suppress(OSError):  # the run's own end counts
+            append_rows(work / HISTORY, COLUMNS, [row])
 
 
 def versions() -> str:

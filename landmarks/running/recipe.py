@@ -37,9 +37,7 @@ else:
     import tomli as tomllib
 
 RECIPES = ROOT / "recipes"
-MAX_BYTES = (
-    2**14
-)  # of a TOML file, seven times what all settings take: a.a.a.a... costs tomllib the square of its length
+MAX_BYTES = 2**14  # of a TOML file, seven times what all settings take: tomllib reads a.a.a... in the square of it
 MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
@@ -89,7 +87,7 @@ class Recipe(BaseModel):
         if begun != name:
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        shared |= {name: getattr(self.run, name) for name in ("checkpoint_minutes", "shards", "index_parts")}
+        shared |= {name: getattr(self.run, name) for name in ("checkpoint_minutes", "shards", "index_parts", "search")}
         shared["engine"] = self.embedding.engine
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
 

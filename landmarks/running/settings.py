@@ -84,6 +84,9 @@ class RunSettings(Section):
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
+    search: Literal["exact", "ivfpq"] = "exact"
+    """how the index, and the train photos that name landmarks, are searched; ivfpq: approximately, by the codes of
+    product quantization in inverted lists on disk, and then exactly among candidates; for millions of photos"""
 
     @property
     def folders(self) -> list[Path]:
@@ -120,6 +123,10 @@ class MirrorSettings(Section):
     """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""
+    cache: str = Field("", title="FOLDER")
+    """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode"""
+    cache_size: float = Field(20, gt=0)
+    """gigabytes that the cache may take; shards that find no room are read anew in each epoch"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
     patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
