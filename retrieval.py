@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from landmarks.cluster import tasks, work_copy
 from landmarks.mirrors.added import WithAdded
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
@@ -49,8 +50,9 @@ def main() -> None:
         return grow()
     if {"-h", "--help"} & set(sys.argv):
         print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
-    recipe = recipes.load(sys.argv[1:], UNUSED)
+    recipe = recipes.load(work_copy.fetched(sys.argv[1:]), UNUSED)
     run = recipe.run
+    tasks.require(run.cluster)
     if run.time_limit:
         command.limit_time(run.time_limit)
     if run.submission:
@@ -60,7 +62,7 @@ def main() -> None:
     tracking.require(run.track)
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
-    with held(run.work, *run.folders):
+    with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             retrieve(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "retrieval")

@@ -149,7 +149,7 @@ class WebMirror(Mirror):
                 fault = shard.damage
                 if not fault or (is_second and not self.settings.strict):
                     if not (matches or fault):
-                        self._accept_mismatch(relative, expected, found)
+                        self.accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
             (self.cache / f"md5sum/{split}/md5.{name}.txt").unlink(missing_ok=True)  # which may be what arrived wrong
@@ -158,7 +158,8 @@ class WebMirror(Mirror):
     def _accepted_mismatches(self) -> set[str]:
         return {found for _, _, found in read_rows(self.cache / MISMATCHES)}
 
-    def _accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+    def accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+        """Record that a shard is used although its md5 is another one than the published, and warn of it."""
         path = self.cache / MISMATCHES
         append_rows(path, ["shard", "expected", "found"], [[relative, expected or "", found]])
         warn(

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = "beside"  # in a work folder: that of the model beside its own
+STORES = ("s3://", "gs://")  # object stores, by fsspec
+URLS = ("http://", "https://", *STORES)  # where a mirror may be, other than in a folder
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -71,6 +73,13 @@ class RunSettings(Section):
     """write the submission here too, under the name that a competition wants, like submission.csv"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
+    store: str = Field("", exclude=True, title="URL")
+    """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
+    that name here"""
+    cluster: str = Field("", exclude=True, title="auto|ADDRESS")
+    """a Ray cluster that embeds the shards, and finds their local features, each on whichever device is free: its
+    address, or auto for the one that this machine is part of, or else all devices of this machine; empty: this process
+    alone"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     track: Literal["none", "mlflow"] = "none"
@@ -114,7 +123,7 @@ class MirrorSettings(Section):
     free = True
 
     mirror: str = Field("sample", title="URL|FOLDER")
-    """where the photos are: `sample` (built in), a URL, or a folder"""
+    """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download while one is in use; at most this + 1 are on disk"""
     cache: str = Field("", title="FOLDER")
