@@ -1,10 +1,12 @@
 """Faults injected into both scripts on a tiny mirror: each run ends with the bytes of an undisturbed one, or one line.
 
-    python benchmarks/faults.py [kill|disk|server|all] [--times 100] [--seed 0] [--recipes softmax triplet]
+    python benchmarks/faults.py [kill|disk|every|server|all] [--times 100] [--seed 0] [--recipes softmax triplet]
 
 kill: SIGKILL at random times and at random file operations. disk: ENOSPC from a random operation on, EIO at it
-alone, at `--times` of them or all; files that may not grow beyond a size, which fails what C writes too; as root, a
-tmpfs that is full. server: each fault of `lying_server.py` at random requests, with time-outs of a second, not 30.
+alone; files that may not grow beyond a size, which fails what C writes too; as root, a tmpfs that is full. every:
+ENOSPC and EIO at every operation, and every file that is opened to be written cut at half of its size, in a chain of
+runs, each of which goes on where a fault ended the one before. server: each fault of `lying_server.py` at random
+requests, with time-outs of a second, not 30. Faults are injected by `disturbed.py`.
 
 The recipes do what the five small ones do, verified by SIFT, with a backbone and photos that train in a second. After
 what ended a run the same command goes on without the fault: then the bytes are the same, with nothing half-made left.
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +35,10 @@ import scripts
 from conftest import make_mirror
 
 from benchmarks.lying_server import FAULTS, LiarServer, serving
+from landmarks.mirrors import build
 
+DISTURBED = ROOT / "benchmarks/disturbed.py"
+KINDS = ("kill", "disk", "every", "server")
 SCRIPTS = ("recognition.py", "retrieval.py")
 MADE = ("recognition.csv", "verification.csv", "retrieval.csv")
 SETTINGS = [
@@ -48,58 +53,9 @@ RECIPES = {
     "bottleneck": ["--bottleneck-epochs=1", "--embedding-size=8", "--embedding-layer=relu", "--recognizer=head"],
 }
 
-# Runs a script and counts what writes in its work folder: files opened for it, folders made, renames, fsyncs and
-# deletions. At the given number it dies or raises; the count is written down when it ends.
-PROGRAM = """
-import errno, os, resource, runpy, signal, sys
-
-script, work, fault, place, counted = sys.argv[1:6]
-place, passed, fsync = int(place), 0, os.fsync
-sys.path.insert(0, os.path.dirname(script))
-
-def operation(path):
-    global passed
-    if not str(path).startswith(work):
-        return
-    passed += 1
-    if fault == "SIGKILL" and passed == place:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if (fault == "EIO" and passed == place) or (fault == "ENOSPC" and passed >= place):
-        number = getattr(errno, fault)
-        raise OSError(number, os.strerror(number), path)
-
-def heard(event, arguments):
-    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-        operation(arguments[0])
-    if event == "os.rename" or (event == "os.mkdir" and not os.path.isdir(arguments[0])):
-        operation(arguments[0])
-    if event == "os.remove" and fault in ("none", "SIGKILL"):  # a full disk lets files go
-        operation(arguments[0])
-
-def flush(file):
-    operation(os.readlink(f"/proc/self/fd/{file}"))
-    fsync(file)
-
-if fault == "EFBIG":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (place, resource.RLIM_INFINITY))
-elif fault == "impatient":
-    from landmarks.mirrors import download, outages
-    download.TIMEOUT, outages.LONGEST_PAUSE, outages.STRANGER_TRIES = (1, 1), 0.2, 20
-else:
-    sys.addaudithook(heard)
-    os.fsync = flush
-del sys.argv[2:6]
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    if fault == "none":
-        with open(counted, "w") as file:
-            file.write(str(passed))
-"""
-
-
 Trial = tuple[str, Callable[[], str]]  # what is done, and what tells how it ended
+Ended = tuple[str, str, str]  # what was done; how it ended: "same", "line", "killed" or "bad"; and what was bad
+Operation = tuple[int, str]  # the number of its script, and its name
 
 
 class Bad(Exception):
@@ -114,7 +70,7 @@ class Case:
     mirror: str
     folder: Path
     settings: list[str] = field(default_factory=list)
-    operations: list[int] = field(default_factory=list)  # of each script
+    names: list[list[str]] = field(default_factory=list)  # of each script's operations, in order
     seconds: list[float] = field(default_factory=list)
 
     def undisturbed(self) -> "Case":
@@ -127,16 +83,19 @@ class Case:
             if done.returncode:
                 raise Bad(f"{script} of {self.name} without any fault: {done.stderr[-2000:]}")
             self.seconds.append(time.monotonic() - began)
-            self.operations.append(int((self.folder / "counted").read_text()))
+            self.names.append((self.folder / "notes").read_text().splitlines())
         return self
 
+    @property
+    def operations(self) -> list[int]:
+        """How many there are in each script."""
+        return [len(names) for names in self.names]
+
     def run(
-        self, script: str, work: Path, fault: str = "none", place: int = 0, **options
+        self, script: str, work: Path, fault: str = "none", place: int = 0, notes: str = "notes", **options
     ) -> subprocess.CompletedProcess:
         arguments = [f"--work={work}", f"--mirror={self.mirror}", *SETTINGS, *RECIPES[self.name], *self.settings]
-        return scripts.run(
-            "-c", PROGRAM, ROOT / script, work, fault, place, self.folder / "counted", *arguments, **options
-        )
+        return scripts.run(DISTURBED, ROOT / script, work, fault, place, self.folder / notes, *arguments, **options)
 
     def disturbed(self, number: int, fault: str, place: int = 0, **options) -> str:
         """How that script ends with the fault: "same", "line" or "killed"; raises Bad, also for what comes after."""
@@ -197,7 +156,7 @@ def kills(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
 
 
 def disks(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
-    """A full or failing disk at that many operations, and half as many sizes of files; at all operations at most."""
+    """A full or failing disk at that many operations, and half as many sizes of files."""
     places = [(number, place + 1) for number in (0, 1) for place in range(case.operations[number])]
     for number, place in sorted(draw.sample(places, min(times, len(places)))):
         for fault in ("ENOSPC", "EIO"):
@@ -212,6 +171,66 @@ def disks(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
     for _ in range(times // 4):
         size = draw.randint(50_000, whole)
         yield f"tmpfs at {size} bytes", partial(_on_a_small_disk, case, size)
+
+
+def everywhere(case: Case, fault: str) -> Iterator[Ended]:
+    """The fault at every operation of both scripts."""
+    operations = {
+        (number, name): place
+        for number, names in enumerate(case.names)
+        for place, name in enumerate(names, 1)
+        if name.startswith("open" if fault == "torn" else ("open", "os.mkdir", "os.rename", "fsync"))
+    }
+    left, met = set(operations), set[Operation]()
+    for operation, outcome, what in _chain(case, fault, set()):
+        met.add(operation)
+        if outcome != "same":
+            left.discard(operation)
+            yield f"{fault} at {operation}", outcome, what
+    # What a run passes over, like an fsync of a folder, is tried once more: another fault may have ended that run. And
+    # what is done a second or third time by no run that goes on from another one, in chains from the start.
+    while left:
+        before = len(left)
+        for operation, outcome, what in _chain(case, fault, {*operations, *met} - left):
+            left.discard(operation)
+            met.add(operation)
+            yield f"{fault} at {operation}", outcome, what
+        if len(left) == before:
+            break
+    for number, name in left:
+        trial = partial(case.disturbed, number, fault, operations[number, name])
+        yield from _judged([(f"{fault} at {(number, name)}, alone", trial)])
+
+
+def _chain(case: Case, fault: str, spared: set[Operation]) -> Iterator[tuple[Operation, str, str]]:
+    """Operations that fail, all but these, and how their runs end, each of which goes on where the one before ended.
+
+    A run that goes on after a fault, "same" for that operation, meets more of them until one ends it.
+    """
+    work = case.folder / "disturbed"
+    shutil.rmtree(work, ignore_errors=True)
+    for number, script in enumerate(SCRIPTS):
+        notes = case.folder / f"{fault}-{number}"
+        seen = [name for script_of_it, name in spared if script_of_it == number]
+        notes.write_text("".join(f"{name}\n" for name in seen))
+        while True:
+            done = case.run(script, work, fault, 0, notes.name)
+            new = notes.read_text().splitlines()[len(seen) :]
+            seen += new
+            if not new:
+                break
+            try:
+                outcome, what = case.outcome(done), ""
+            except Bad as bad:
+                outcome, what = "bad", str(bad)
+            for name in new[:-1]:
+                yield (number, name), "same", ""
+            yield (number, new[-1]), outcome, what
+    try:
+        case.go_on(work, SCRIPTS, "all of it")
+        case.compare(work, f"{fault} at any of these")
+    except Bad as bad:
+        yield (len(SCRIPTS), "any of these"), "bad", str(bad)
 
 
 def _on_a_small_disk(case: Case, size: int) -> str:
@@ -256,20 +275,26 @@ def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> 
             yield f"server, {fault} (seed {seed})", partial(disturbed, fault, seed)
 
 
-def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """What was done to one recipe's run; how that ended: "same", "line", "killed" or "bad"; and what was bad."""
+def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Iterator[Ended]:
+    """What is done to one recipe's run."""
     draw = random.Random(f"{seed} {kind} {recipe}")
+    if kind == "every":
+        build.FEWEST_SHARDS.update(train=3, index=1, test=1)  # each is the same again
     mirror = make_mirror(folder / "mirror")
     if kind == "server":
         with serving(mirror) as server:
             case = Case(recipe, server.url, folder, ["--patience=10s", "--strict", "--strict-md5"]).undisturbed()
             yield from _judged(servers(case, times, draw, server))
+        return
+    case = Case(recipe, str(mirror), folder).undisturbed()
+    if kind == "every":
+        for fault in ("ENOSPC", "EIO", "torn"):
+            yield from everywhere(case, fault)
     else:
-        case = Case(recipe, str(mirror), folder).undisturbed()
         yield from _judged({"kill": kills, "disk": disks}[kind](case, times, draw))
 
 
-def _judged(trials: Iterator[Trial]) -> Iterator[tuple[str, str, str]]:
+def _judged(trials: Iterable[Trial]) -> Iterator[Ended]:
     for name, trial in trials:
         try:
             yield name, trial(), ""
@@ -279,13 +304,13 @@ def _judged(trials: Iterator[Trial]) -> Iterator[tuple[str, str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", nargs="?", default="all", choices=["kill", "disk", "server", "all"])
+    parser.add_argument("kind", nargs="?", default="all", choices=[*KINDS, "all"])
     parser.add_argument("--times", type=int, default=100, help="faults of a kind for each recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     given = parser.parse_args()
     counts: dict[tuple[str, str], Counter] = {}
-    for kind in ("kill", "disk", "server") if given.kind == "all" else (given.kind,):
+    for kind in KINDS if given.kind == "all" else (given.kind,):
         for recipe in given.recipes:
             if (kind, recipe) == ("server", "triplet"):
                 continue  # it needs any photo at any time: the mirror in a folder

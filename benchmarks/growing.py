@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import scripts
 from conftest import make_mirror, photos_in
 
-from benchmarks.faults import PROGRAM
+from benchmarks.faults import DISTURBED
 from landmarks.mirrors import added
 from landmarks.running.features_file import load_features
 
@@ -44,12 +44,12 @@ class Case:
         for name, earlier in (("add", "before"), ("remove", "add")):
             shutil.copytree(folder / earlier, folder / name)
             self.run(name, folder / name / "work").check_returncode()
-            self.operations[name] = int((folder / "counted").read_text())
+            self.operations[name] = len((folder / "notes").read_text().splitlines())
 
     def run(self, name: str, work: Path, fault: str = "none", place: int = 0):
         rest = self.folder / "more" if name == "add" else "--landmark=Church"
-        counted = self.folder / "counted"
-        return scripts.run("-c", PROGRAM, ROOT / "retrieval.py", work, fault, place, counted, name, work, rest)
+        notes = self.folder / "notes"
+        return scripts.run(DISTURBED, ROOT / "retrieval.py", work, fault, place, notes, name, work, rest)
 
     def killed(self, name: str, place: int) -> str:
         """What is bad after a kill at that operation, and after the same command again; empty: nothing."""

@@ -4,11 +4,12 @@ import io
 import os
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from hypothesis import settings
 from PIL import Image
 
 from landmarks.mirrors import build, outages
+from landmarks.mirrors.folder import FolderMirror
 from landmarks.running import command
 from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import Recipe, from_flat
@@ -47,6 +49,12 @@ def jpeg(seed: int, size=(40, 30), **options) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(blocks).resize(size).save(encoded, "JPEG", **options)
     return encoded.getvalue()
+
+
+def texture(seed, width, height, grain=16):
+    """A photo of coloured blobs, of which no part looks like another."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def photos_in(folder: Path, count: int, seed: int = 0) -> Path:
@@ -89,6 +97,11 @@ def make_mirror(out: Path, landmarks: int = 3, train: int = 8, index: int = 2, t
         photos, load, out, {landmark * 10: f"Landmark {landmark}" for landmark in range(1, landmarks + 1)}
     )
     return out
+
+
+def read_all(folder: Path, split: str) -> dict[str, bytes]:
+    mirror = FolderMirror(folder)
+    return {p: shard.read(p) for shard in mirror.stream(split, mirror.shard_names(split)) for p in shard.ids}
 
 
 def write_features(folder: Path, name: str, embeddings, landmark=None, score=None) -> list[Path]:
@@ -194,6 +207,30 @@ def serve():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server on loopback, moto's, which the environment names while a test uses it."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch) -> str:
+    """An empty bucket on it."""
+    import fsspec
+
+    given = {"ENDPOINT_URL": s3, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"test-{uuid4().hex}"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 class Clock:

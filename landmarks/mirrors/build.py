@@ -1,6 +1,5 @@
 """Photos to a mirror: shards, tables and solutions, written so that a stopped run goes on."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.images import UnreadablePhoto
 from landmarks.mirrors.shards import write_tar
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import md5, whole
+from landmarks.running.files import append_rows, md5, read_rows, whole
 from landmarks.running.progress import Progress
 from landmarks.running.threads import in_threads
 
 PHOTOS_PER_SHARD = 5000
 FEWEST_SHARDS = {"train": 6, "index": 2, "test": 2}  # enough to hold some out and to share the work
+FAILED, FAILURE = "failed.csv", ["id", "url", "reason"]
 PHOTOS_AHEAD = 64  # in memory; a phone's have 5 MB
 
 
@@ -60,7 +60,7 @@ def build_mirror(
         for identity in shard.ids
     }
     if not present:
-        raise InputError(f"not one photo could be read; {out / 'failed.csv'} says why of each")
+        raise InputError(f"not one photo could be read; {out / FAILED} says why of each")
     photos = photos[photos["id"].isin(present)]
     _write_tables(photos, out, categories or {})
     return photos
@@ -144,23 +144,15 @@ def record_failures(out: Path, failures: list[tuple[str, str, str]]) -> None:
     """Add each (id, url, reason) to `out/failed.csv`, unless its id and url are in there."""
     if not failures:
         return
-    path = out / "failed.csv"
-    known: set[tuple[str, ...]] = set()
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            known = {tuple(row[:2]) for row in csv.reader(file)}
+    path = out / FAILED
+    known = {row[:2] for row in read_rows(path)}
     rows = [[printable(cell) for cell in row] for row in failures]
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([] if known else [["id", "url", "reason"]])
-        writer.writerows(row for row in rows if tuple(row[:2]) not in known)
+    append_rows(path, FAILURE, [row for row in rows if tuple(row[:2]) not in known])
 
 
 def read_failures(out: Path) -> pd.DataFrame:
     """All that `record_failures` has noted: `id`, `url` and `reason`."""
-    path = out / "failed.csv"
-    columns = ["id", "url", "reason"]
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=columns)
+    return pd.DataFrame(read_rows(out / FAILED)[1:], columns=FAILURE)
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,5 @@
 """A mirror at a URL: shards come when they are wanted and go when they are done."""
 
-import csv
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from pathlib import Path
 from landmarks.mirrors import download
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import DamagedShard, TarShard
-from landmarks.mirrors.tables import read_table
 from landmarks.running import command
 from landmarks.running.command import InputError, warn
-from landmarks.running.files import md5
+from landmarks.running.files import append_rows, md5, read_rows
 from landmarks.running.settings import MirrorSettings
 
+MISMATCHES = "md5_mismatches.csv"
 MAX_SHARDS = 1000  # images_NNN has three digits
 
 
@@ -150,21 +149,19 @@ class WebMirror(Mirror):
                 fault = shard.damage
                 if not fault or (is_second and not self.settings.strict):
                     if not (matches or fault):
-                        self._accept_mismatch(relative, expected, found)
+                        self.accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
             (self.cache / f"md5sum/{split}/md5.{name}.txt").unlink(missing_ok=True)  # which may be what arrived wrong
         raise DamagedShard(f"{self.url}/{relative} is damaged, after a second download too: {fault}")
 
     def _accepted_mismatches(self) -> set[str]:
-        path = self.cache / "md5_mismatches.csv"
-        return set(read_table(path, ["found"])["found"]) if path.exists() else set()
+        return {found for _, _, found in read_rows(self.cache / MISMATCHES)}
 
-    def _accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
-        path = self.cache / "md5_mismatches.csv"
-        is_new = not path.exists()
-        with open(path, "a", newline="") as file:
-            csv.writer(file).writerows([["shard", "expected", "found"]] * is_new + [[relative, expected, found]])
+    def accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+        """Record that a shard is used although its md5 is another one than the published, and warn of it."""
+        path = self.cache / MISMATCHES
+        append_rows(path, ["shard", "expected", "found"], [[relative, expected or "", found]])
         warn(
             f"{self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
             f"used, because the tar reads whole, and recorded in {path}"

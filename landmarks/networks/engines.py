@@ -65,10 +65,11 @@ def _compile(predictor: keras.Model) -> Call:
         import jax
 
         call = jax.jit(lambda *given: predictor.stateless_call(*given, training=False)[0])
+        variables = _weights(predictor)  # once: Keras goes through all layers to find them
 
         def run(photos: Sequence[Any]) -> dict[str, Any]:
             # Read at each call, as Keras' own functions may have given their arrays away and put others there.
-            weights = [[variable.value for variable in group] for group in _weights(predictor)]
+            weights = [[variable.value for variable in group] for group in variables]
             return call(*weights, _given(photos))
 
         return run

@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from landmarks.running.progress import say
 from landmarks.running.threads import cores
@@ -27,10 +28,20 @@ class Stopped(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong with the arguments like any other wrong input."""
+    """Tells what is wrong with the arguments like any other wrong input. No path may be empty: it would mean `.`."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a path, or . for the current folder")
+    return Path(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all."""
 
+import csv
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -30,13 +32,31 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f"part-{path.name}")
     try:
         yield part
-        _to_disk(part)
+        to_disk(part)
         os.replace(part, path)
         with suppress(OSError):  # some systems and file systems do not let a folder be opened for that
-            _to_disk(path.parent)
+            to_disk(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Add rows to a CSV that `header` begins; a line that a run has left half-written when it was killed goes first.
+
+    No cell may hold the end of a line.
+    """
+    whole_lines = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        file.truncate(whole_lines)
+        csv.writer(file, lineterminator="\n").writerows([*([] if whole_lines else [header]), *rows])
+
+
+def read_rows(path: Path) -> list[tuple[str, ...]]:
+    """The whole lines of such a CSV, the first one too; none where there is no file."""
+    data = path.read_bytes() if path.exists() else b""
+    text = data[: data.rfind(b"\n") + 1].decode(errors="replace")
+    return list(map(tuple, csv.reader(StringIO(text, newline=""))))
 
 
 def require_ours(folder: Path, mark: str) -> None:
@@ -60,20 +80,30 @@ def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
         yield new
         for path in new.rglob("*"):
             if path.is_file():
-                _to_disk(path)
+                to_disk(path)
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Have what is written to a file, or of a folder which names are in it, survive a power cut."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def arrived(part: Path) -> int:
+    """Bytes of a file that is on its way; 0 before it has begun."""
+    return part.stat().st_size if part.exists() else 0
 
 
 def require_space(folder: Path, size: float, what: str) -> None:

@@ -1,6 +1,5 @@
 """What was run in a work folder: each command, when, for how long, how it ended, and by which versions."""
 
-import csv
 import platform
 import shlex
 import sys
@@ -11,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.files import append_rows
 from landmarks.running.threads import cores
+from landmarks.running.version import version
 
 HISTORY = "runs.csv"  # in a work folder
 COLUMNS = ("began", "seconds", "ended", "command", "versions")
@@ -28,14 +29,19 @@ def noted(work: Path) -> Iterator[None]:
         ended = "stopped" if isinstance(error, Stopped) else "refused" if isinstance(error, InputError) else "failed"
         raise
     finally:
-        path = work / HISTORY
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         row = began.isoformat(timespec="seconds"), round(time.monotonic() - start), ended, command, versions()
-        with suppress(OSError), open(path, "a", newline="", encoding="utf-8") as file:  # the run's own end counts
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS] * (not file.tell()) + [row])
+        with suppress(OSError):  # the run's own end counts
+            append_rows(work / HISTORY, COLUMNS, [row])
+
+
+def stamp() -> str:
+    """What a measured figure goes with: the date, the commit, the versions and the machine."""
+    return f"{datetime.now().date()}: {versions()}"
 
 
 def versions() -> str:
-    """Python's, those of the packages that are loaded of what figures depend on, and the machine's kind."""
+    """Of this project, Python, and the loaded packages that figures depend on; and the machine's kind."""
+    here = f"landmarks {version()}"
     loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if name in sys.modules]
-    return ", ".join([f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])
+    return ", ".join([here, f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])

@@ -21,6 +21,7 @@ from landmarks.running.files import whole
 from landmarks.running.settings import (
     BESIDE,
     ROOT,
+    URLS,
     EmbeddingSettings,
     MirrorSettings,
     ModelSettings,
@@ -36,9 +37,7 @@ else:
     import tomli as tomllib
 
 RECIPES = ROOT / "recipes"
-MAX_BYTES = (
-    2**14
-)  # of a TOML file, seven times what all settings take: a.a.a.a... costs tomllib the square of its length
+MAX_BYTES = 2**14  # of a TOML file, seven times what all settings take: tomllib reads a.a.a... in the square of it
 MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
@@ -95,7 +94,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
         mirror, size = self.source.mirror, self.model.image_size
-        if self.model.loss == "triplet" and mirror.startswith(("http://", "https://")):
+        if self.model.loss == "triplet" and mirror.startswith(URLS):
             raise ValueError(
                 f"triplets need any photo at any time, which {mirror} does not give: make a small local copy with "
                 f"`python mirror.py shrink {mirror} OUT --size {size}` and train on --mirror OUT"

@@ -9,6 +9,7 @@ import numpy as np
 
 import model as models
 from landmarks.networks import engines
+from landmarks.networks.backbones import resolved
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 
 TRAINED = 3  # a step of training takes as long as this many forward passes: going back takes two
@@ -46,7 +47,7 @@ def needs(
         learnt, classes: train photos and landmarks that are learnt from.
         seen: photos that are embedded.
     """
-    bare = model.model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
+    bare = resolved(model).model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
     network = models.build_model(0, bare, training.seed)
     dimensions = model.embedding_size or network.get_layer("embedding").output.shape[-1]
     heads = {"softmax": 1, "arcface": model.subcentres}

@@ -44,6 +44,13 @@ def test_cuts_and_server_errors_are_survived_and_nothing_is_sent_twice(server, t
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "served"]
 
 
+def test_a_table_is_on_the_disk_before_it_gets_its_name(server, tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr(os, "fsync", lambda _: named.append((tmp_path / "file").exists()))
+    assert download.download(f"{server.url}/file", tmp_path / "file")
+    assert named == [False]
+
+
 def test_more_cuts_than_tries_are_fine_while_bytes_arrive(server, tmp_path):
     server.faults["/file"] = [cut(100_000)] * 20
     assert download.download(f"{server.url}/file", tmp_path / "file")

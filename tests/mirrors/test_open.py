@@ -8,6 +8,8 @@ from PIL import Image
 
 from landmarks.mirrors import open
 from landmarks.running import command
+from landmarks.running.command import InputError
+from landmarks.running.locks import held
 from landmarks.sample import photos as sample
 
 make_small_sample = partial(open.make_sample, landmarks=3, views=(5, 7), others=6)
@@ -72,6 +74,15 @@ def test_a_folder_that_exists_or_a_negative_seed_is_refused(tmp_path):
     with pytest.raises(command.InputError, match="-1"):
         open.make_sample(tmp_path / "out", seed=-1)
     assert not any(tmp_path.iterdir())
+
+
+def test_of_two_at_once_the_second_is_refused(tmp_path):
+    (tmp_path / "part-out/new").mkdir(parents=True)  # what a killed one left is no hindrance
+    with held(tmp_path / "part-out"), pytest.raises(InputError, match="part-out is in use by .*, process"):
+        make_small_sample(tmp_path / "out")
+    make_small_sample(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list((tmp_path / "out").glob(".lock*"))
 
 
 def test_a_stop_leaves_no_mirror_behind(tmp_path):

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -30,6 +31,15 @@ def failing(error):
         raise error
 
     return main
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    parser = command.Parser()
+    adding = parser.add_subparsers().add_parser("import")
+    adding.add_argument("out", type=Path)
+    with pytest.raises(InputError, match="argument out: it is empty"):
+        parser.parse_args(["import", ""])
+    assert parser.parse_args(["import", "."]).out == Path(".")
 
 
 def test_exit_codes(run):

@@ -5,7 +5,7 @@ from conftest import identity, jpeg
 
 from landmarks.mirrors.shards import TarShard, write_tar
 from landmarks.running import command
-from landmarks.running.skipped import record_skipped
+from landmarks.running.skipped import record_skipped, skipped_photos
 
 
 @pytest.fixture
@@ -30,3 +30,14 @@ def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "\x1b" not in warning
     assert f"{tmp_path}/skipped.csv says, the first test,images_000," in warning and "(and 1 more)" in warning
+
+
+def test_a_line_that_a_kill_cut_is_written_again(tmp_path):
+    record_skipped(tmp_path, "test", "images_000", [("abc1", "broken"), ("abc2", "cut, early")])
+    text = (tmp_path / "skipped.csv").read_text()
+    for cut in (text.index(",abc1"), text.index(", early")):
+        (tmp_path / "skipped.csv").write_text(text[:cut])
+        skipped_photos(tmp_path, "test", "images_000")
+        record_skipped(tmp_path, "test", "images_000", [("abc1", "broken"), ("abc2", "cut, early")])
+        assert (tmp_path / "skipped.csv").read_text() == text
+    assert skipped_photos(tmp_path, "test", "images_000") == {"abc1", "abc2"}
