@@ -71,7 +71,11 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
             seconds = forecast.multiplications(needs.network, size) / rate.value
             source = f"{rate.how}, {rate.date}, as {like}: {rate.source}"
         by.append(f"{one.model.backbone} at {size} px: {1 / seconds:,.0f} photos/s ({source})")
-        stages += plan.network_stages(needs, seconds, machine, counts, one.training, one.embedding, machines, splits)
+        pixels = counts.learnt * size**2 * 3
+        cached = min(1, recipe.source.cache_size * 1e9 / pixels) if recipe.source.cache else 0
+        stages += plan.network_stages(
+            needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached
+        )
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
     stages.append(plan.Stage("start", 2 * plan.START, "Keras", 1))
