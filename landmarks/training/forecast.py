@@ -33,6 +33,7 @@ class Needs(NamedTuple):
     trained: float  # passes for each photo that is learnt from, over all epochs
     embedded: float  # passes for each photo that is embedded
     dimensions: int  # of an embedding
+    unwhitened: int  # those before any whitening
     weights: int  # numbers, the head's too
     disk: float  # bytes
 
@@ -61,7 +62,7 @@ def needs(
     passes = training.epochs * TRAINED * model.crop**2 + bool(training.bottleneck_epochs)
     is_trained = model.loss != "none"
     disk = BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers
-    return Needs(network, passes * is_trained, views, kept, weights, disk)
+    return Needs(network, passes * is_trained, views, kept, dimensions, weights, disk)
 
 
 def seconds_of_a_pass(
