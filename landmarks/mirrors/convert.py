@@ -27,7 +27,7 @@ from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
 from landmarks.mirrors.summary import summary
 from landmarks.mirrors.survey import require_enough, survey
 from landmarks.running.command import InputError
-from landmarks.running.files import md5, whole
+from landmarks.running.files import md5, require_space, whole
 from landmarks.running.locks import held
 from landmarks.running.progress import Progress
 
@@ -54,7 +54,10 @@ def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int
     found = survey(folder, none, nested)
     photos = _divide(found.photos, seed)
     digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
+    size = sum(Path(url).stat().st_size for url in photos["url"])
     with held(out):
+        there = sum(path.stat().st_size for path in out.glob("*/images_*.tar"))
+        require_space(out, size - there, f"the photos of {folder} take")
         _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
         record_failures(out, found.passed_over)
         near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])
