@@ -1,5 +1,6 @@
 """Worker processes, for work that holds Python's lock: threads stop to gain where there are many cores."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ FROM_CORES = 6  # threads on 16 cores decode 2,000 photos a second, as many as o
 
 def worth_it() -> bool:
     """Whether this machine has more cores than threads of Python keep busy; within an actor of Ray threads it is."""
-    return not threads.share and cores() >= FROM_CORES
+    return math.isinf(threads.share) and cores() >= FROM_CORES
 
 
 @cache
