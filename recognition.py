@@ -22,7 +22,7 @@ from landmarks.mirrors.open import open_mirror, require_place
 from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
@@ -111,6 +111,7 @@ def check(recipe: Recipe) -> None:
     """
     run, source = recipe.run, recipe.source
     require_place(source.mirror)
+    tracking.require(run.track)
     tasks.require(run.cluster)
     nonlandmarks.check(recipe.recognition.non_landmarks)
     if source.solution:
@@ -130,7 +131,7 @@ def check(recipe: Recipe) -> None:
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
-            backbones.check(one.model)
+            backbones.check(one.model, one.embedding.sizes(one.model.image_size))
 
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:

@@ -24,7 +24,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import approximate, expansion, neighbourhood, rerank, voting
 from landmarks.neighbours.search import Neighbours
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
@@ -59,6 +59,7 @@ def main() -> None:
         make_writable(Path(run.submission).parent)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
+    tracking.require(run.track)
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
     with held(run.work, *run.folders), work_copy.kept(run.work, run.store):

@@ -21,6 +21,7 @@ from landmarks.mirrors.shards import Shard, valid_id
 from landmarks.networks import export
 from landmarks.networks import whitening as whitenings
 from landmarks.networks.engines import Compiled
+from landmarks.networks.frozen import Frozen
 from landmarks.networks.layers import Squash, unit
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
@@ -239,11 +240,16 @@ def as_one(run: RunSettings, settings: EmbeddingSettings) -> keras.Model:
 
     Input and output have the names of `landmarks.networks.export`. What is left out is the rounding of embeddings to
     float16, and the scaling of a JPEG as it is decoded.
+
+    Raises InputError if a network of another runtime is within, which no converter can take.
     """
     photo = keras.Input(batch_shape=(None, None, 3), dtype="uint8", name=export.INPUT)
     parts = []
     for one, weight in zip(members(run, settings), _weights(run), strict=True):
-        model = export.as_float32(models.load(one.folder / "model.keras"))
+        model = models.load(one.folder / "model.keras")
+        if any(isinstance(layer, Frozen) for layer in model._flatten_layers()):
+            raise InputError(f"{one.folder} has a network of another runtime, which cannot be exported")
+        model = export.as_float32(model)
         headless = keras.Model(model.input, model.get_layer("embedding").output)  # heads may be most of the weights
         sizes = one.settings.sizes(one.image_size)
         predictor = models.predictor(headless, one.settings.mirrored, sizes, one.settings.scale_pooling)

@@ -82,6 +82,9 @@ class RunSettings(Section):
     alone"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
+    track: Literal["none", "mlflow"] = "none"
+    """note the run in a tracker of experiments too, when a script ends: in MLflow, at MLFLOW_TRACKING_URI or else in
+    the folder mlruns; TensorBoard finds WORK/logs without it"""
     index_parts: int = Field(6, ge=1)
     """the index, or the train photos, are searched in so many parts, one in memory at a time"""
     search: Literal["exact", "ivfpq"] = "exact"
@@ -122,7 +125,7 @@ class MirrorSettings(Section):
     mirror: str = Field("sample", title="URL|FOLDER")
     """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
-    """shards to download while one is in use; at most this + 1 are on disk"""
+    """shards to download at once while one is in use; at most this + 1 are on disk"""
     cache: str = Field("", title="FOLDER")
     """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode"""
     cache_size: float = Field(20, gt=0)
@@ -165,10 +168,12 @@ class ModelSettings(Section):
 
     backbone: str = Field("EfficientNetLite0", title="NAME|FILE")
     """EfficientNetLite0, any model in keras.applications, a preset of KerasHub (hub:dinov2_small, hub:kaggle://..., its
-    folder hub:DIR, hf:USER/MODEL), or FILE.keras, a model that maps photos of 0 to 255 to a feature map or a vector"""
+    folder hub:DIR, hf:USER/MODEL), or what maps photos of 0 to 255 to a feature map or a vector: FILE.keras; FILE.onnx
+    or the folder of a SavedModel, as DELG's, in which nothing is trained: --loss none"""
     weights: str = Field("imagenet", title="NAME|FILE")
     """the backbone's first weights: imagenet (of a preset its own), none, or a file: .keras (a model of this project),
-    .h5 or .weights.h5"""
+    .h5 (of keras.applications, with a head or without) or .weights.h5; a whole network of others stands for
+    `backbone`"""
     pooling: Literal["max", "average", "gem", "flatten", "token"] = "average"
     """how the feature map, or a transformer's patch tokens, becomes the embedding; gem: generalized mean with a learned
     power; flatten: all of it; token: the class token instead"""
