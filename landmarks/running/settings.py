@@ -125,7 +125,7 @@ class MirrorSettings(Section):
     mirror: str = Field("sample", title="URL|FOLDER")
     """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
-    """shards to download while one is in use; at most this + 1 are on disk"""
+    """shards to download at once while one is in use; at most this + 1 are on disk"""
     cache: str = Field("", title="FOLDER")
     """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode"""
     cache_size: float = Field(20, gt=0)
