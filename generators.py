@@ -1,6 +1,6 @@
 """A shard to batches: decode in threads, shuffle, and stay a few batches ahead of the accelerator."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -77,7 +77,7 @@ def decode_all(read: Callable[[Any], bytes], size: int, photos: list[Any]) -> tu
     return images, unreadable
 
 
-def of_shards(shards: Iterable[Shard], listed: set[str], sizes: list[int], batch_size: int) -> Generator[Any]:
+def of_shards(shards: Iterable[Shard], listed: Container[str], sizes: list[int], batch_size: int) -> Generator[Any]:
     """The listed photos of one shard after another, at several sizes, made while others are in use.
 
     For each shard its `Batches`, one of each size; then (ids, images), one of each size, of `batch_size` and on the

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 
-from landmarks.networks.backbones import blocks, build_backbone
+from landmarks.networks.backbones import blocks, build_backbone, resolved
 from landmarks.networks.devices import placed
-from landmarks.networks.hub import is_foreign
+from landmarks.networks.hub import is_foreign, require_sizes
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
-from landmarks.networks.saved import read_model
+from landmarks.networks.saved import NAME, read_model
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings
@@ -45,6 +45,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     """
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(settings.precision)
+    settings = resolved(settings)
     base, preprocess_input = build_backbone(settings)
     if settings.weights.endswith(".keras"):
         _take_weights(base, Path(settings.weights))
@@ -77,7 +78,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
         x = layers.Dense(size, use_bias=False, name="projection")(x)
         x = layers.BatchNormalization(dtype="float32", name="embedding")(x)
     if settings.loss in ("triplet", "none"):
-        return keras.Model(photos, layers.UnitNormalization(dtype="float32", name="unit")(x), name="recognition")
+        return keras.Model(photos, layers.UnitNormalization(dtype="float32", name="unit")(x), name=NAME)
     x = layers.Dropout(settings.dropout, seed=seed)(x) if settings.dropout else x
     head = {
         "softmax": layers.Dense(classes, dtype="float32", name="landmark"),
@@ -85,7 +86,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
             classes, settings.subcentres, settings.head_parts, settings.sampled_classes, name="landmark"
         ),
     }
-    return keras.Model(photos, head[settings.loss](x), name="recognition")
+    return keras.Model(photos, head[settings.loss](x), name=NAME)
 
 
 def learning_rates(model: keras.Model, decay: float) -> list[float]:
@@ -134,6 +135,8 @@ def predictor(
     elif has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
+    for base in (layer for layer in model.layers if isinstance(layer, keras.Model)):
+        require_sizes(base, sizes)
     shapes = [(size, size, 3) for size in sizes] or [model.input.shape[1:]]
     inputs = [keras.Input(shape, dtype=model.input.dtype) for shape in shapes]
     embeddings, heads = [], []

@@ -21,6 +21,7 @@ from landmarks.running.files import whole
 from landmarks.running.settings import (
     BESIDE,
     ROOT,
+    URLS,
     EmbeddingSettings,
     MirrorSettings,
     ModelSettings,
@@ -102,7 +103,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> "Recipe":
         mirror, size = self.source.mirror, self.model.image_size
-        if self.model.loss == "triplet" and mirror.startswith(("http://", "https://")):
+        if self.model.loss == "triplet" and mirror.startswith(URLS):
             raise ValueError(
                 f"triplets need any photo at any time, which {mirror} does not give: make a small local copy with "
                 f"`python mirror.py shrink {mirror} OUT --size {size}` and train on --mirror OUT"

@@ -51,6 +51,7 @@ class Device(BaseModel):
     about: str
     cores: int = Field(ge=1)
     memory: float = Field(gt=0)  # bytes
+    accelerator: bool
     passes: dict[str, Rate] = Field(min_length=1)  # by backbone: multiply-adds of a pass
     rates: Rates
 
