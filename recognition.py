@@ -117,6 +117,11 @@ def check(recipe: Recipe) -> None:
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        made = [recipes.of(folder) for folder in run.models] or [recipe, *recipe.beside()]
+        devices.share(run.devices, [one.divisible() for one in made])
     if recipe.embedding.engine != "keras":
         from landmarks.networks import engines
 

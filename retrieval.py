@@ -114,6 +114,10 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        devices.share(run.devices, [recipes.of(folder).divisible() for folder in run.folders])
     from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:

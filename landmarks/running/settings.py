@@ -30,6 +30,12 @@ def _range(value: str) -> str:
     return value
 
 
+def _devices(value: str) -> str:
+    if value != "all" and not re.fullmatch("[1-9][0-9]{0,5}", value):
+        raise ValueError("give a number of devices, or all")
+    return value
+
+
 def _csv(value: str) -> str:
     if value and (Path(value).suffix != ".csv" or Path(value).is_dir()):
         raise ValueError("give a file whose name ends in .csv, like submission.csv")
@@ -73,6 +79,8 @@ class RunSettings(Section):
     """write the submission here too, under the name that a competition wants, like submission.csv"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
+    devices: Annotated[str, BeforeValidator(str), AfterValidator(_devices)] = Field("1", exclude=True, title="N|all")
+    """GPUs or TPU cores of this machine that share each batch, in training and embedding, on JAX (KERAS_BACKEND=jax)"""
     store: str = Field("", exclude=True, title="URL")
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""
@@ -204,6 +212,11 @@ class ModelSettings(Section):
     hardest ones of batches of similar landmarks, which need the mirror in a folder; none: nothing is learnt"""
     subcentres: int = Field(3, ge=1)
     """ArcFace's centres of each landmark; the nearest one counts"""
+    head_parts: int = Field(1, ge=1)
+    """ArcFace's landmarks are kept in so many equal parts, which --devices, that many or fewer, share: for a head that
+    is too large for one"""
+    sampled_classes: float = Field(1.0, gt=0, le=1)
+    """share of the landmarks that ArcFace compares a batch with, its own and others drawn anew for each step; 1: all"""
 
     @property
     def crop_size(self) -> int:
@@ -216,6 +229,8 @@ class ModelSettings(Section):
             raise ValueError("flatten needs photos of one size: --crop 1")
         if self.loss == "none" and self.embedding_size:
             raise ValueError("--loss none leaves all weights as they are, random ones too: --embedding-size 0")
+        if self.loss != "arcface" and (self.head_parts > 1 or self.sampled_classes < 1):
+            raise ValueError("head_parts and sampled_classes are ArcFace's: --loss arcface")
         return self
 
 
