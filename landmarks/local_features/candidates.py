@@ -146,6 +146,15 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.npz"))
 
 
+def made_of(settings: VerificationSettings, model: Path) -> dict[str, str | int]:
+    """What local features follow from beside the photo: a digest of the extractor's model, and settings."""
+    digest = hashlib.md5()
+    files = MODEL_FILES.get(settings.extractor)
+    for path in sorted(model.glob(files)) if files else []:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return {"model": digest.hexdigest(), "size": settings.local_size, "points": settings.local_points}
+
+
 def kept_features(
     settings: VerificationSettings,
     work: Path,
@@ -162,9 +171,5 @@ def kept_features(
     """
     open_it = partial(open_extractor, settings.extractor, model, settings.local_points)
     folder = work / "local" / settings.extractor
-    digest = hashlib.md5()
-    made_of = MODEL_FILES.get(settings.extractor)
-    for path in sorted(model.glob(made_of)) if made_of else []:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    prepare_folder(folder / split, [], model=digest.hexdigest(), size=settings.local_size, points=settings.local_points)
+    prepare_folder(folder / split, [], **made_of(settings, model))
     return keep_features(open_it, mirror, split, files, list(wanted), folder, settings.local_size, work, most)

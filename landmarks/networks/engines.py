@@ -96,7 +96,7 @@ def _folded(predictor: keras.Model) -> Call:
 
     weights = [[ops.convert_to_numpy(variable) for variable in group] for group in _weights(predictor)]
 
-    @tf.function
+    @tf.function(reduce_retracing=True)  # photos may be of many shapes
     def call(photos: Any) -> dict:
         constants = [[tf.constant(value) for value in group] for group in weights]
         return predictor.stateless_call(*constants, photos, training=False)[0]
