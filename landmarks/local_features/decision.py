@@ -123,7 +123,7 @@ def verify(
     if isinstance(mirror, FolderMirror):
         photos, others = kept
         there = [i in photos and match in others for i, match in confirmed["match"].items()]  # unless they had to go
-        shown = confirmed[there].nlargest(PICTURES, "inliers")
+        shown = confirmed[np.array(there, bool)].nlargest(PICTURES, "inliers")
         draw_verified(shown, photos, others, mirror, how, settings.local_size, run.work / "report" / "verification")
     return decide(found, verified["inliers"], settings.verify, settings.inliers, settings.inlier_weight)
 

@@ -151,6 +151,7 @@ def test_a_budget_leaves_the_lowest_scores_as_they_were(run, mirror, monkeypatch
     (recipe, files), found = run, predictions(mirror)
     everything = verify(recipe, mirror, files, found)
     monkeypatch.setattr("landmarks.local_features.rounds.FIRST", 4)
+    monkeypatch.setattr("landmarks.local_features.rounds.LEAST", 1)
     shutil.rmtree(recipe.run.work / "local")
     hurried = verify(recipe_with(recipe, verify_budget=1e-6), mirror, files, found)
     highest = found["score"].nlargest(4).index

@@ -82,7 +82,7 @@ def test_features_come_back_nearly_as_they_were(shard, tmp_path):
     found = kept(shard, Counting(), ids, tmp_path)
     for opened_shard in mirror.stream("test", ["images_000"]):
         for identity in ids:
-            expected = Counting()(decode(opened_shard.read(identity), 512))
+            expected = Counting().of(decode(opened_shard.read(identity), 512))
             np.testing.assert_array_equal(found[identity].points, expected.points)
             np.testing.assert_allclose(np.linalg.norm(found[identity].descriptors, axis=1), 1, atol=1e-6)
             cosines = (found[identity].descriptors * expected.descriptors).sum(axis=1)
