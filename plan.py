@@ -48,15 +48,19 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
     device = rates.device("cpu" if name == "here" else name)
     cores = threads.cores() if name == "here" else device.cores
     command.prepare_backend()
+    from landmarks.networks.devices import accelerated
     from landmarks.training import forecast, plan
 
     counts = count(recipe).times(times)
-    reading = plan.Reading(device.rates.decode.value * cores, megabytes * 1e6)
+    by_head = recipe.recognition.recognizer == "head" and recipe.verification.verify == "off"
+    splits = [split for split in counts.photos if split != "train" or not by_head]
+    seen = sum(counts.photos[split] for split in splits)
+    has_accelerator = accelerated() if name == "here" else device.accelerator
+    decoded, products = device.rates.decode.value * cores, device.rates.listed.value
+    machine = plan.Machine(decoded, megabytes * 1e6, products, has_accelerator)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
-        needs = forecast.needs(
-            one.model, one.training, one.embedding, counts.learnt, counts.classes, sum(counts.photos.values())
-        )
+        needs = forecast.needs(one.model, one.training, one.embedding, counts.learnt, counts.classes, seen)
         dimensions += needs.dimensions
         size, batch = one.model.image_size, one.training.batch_size
         if name == "here":
@@ -67,9 +71,13 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
             seconds = forecast.multiplications(needs.network, size) / rate.value
             source = f"{rate.how}, {rate.date}, as {like}: {rate.source}"
         by.append(f"{one.model.backbone} at {size} px: {1 / seconds:,.0f} photos/s ({source})")
-        stages += plan.network_stages(needs, seconds, reading, counts, one.run, one.training, one.embedding, machines)
+        pixels = counts.learnt * size**2 * 3
+        cached = min(1, recipe.source.cache_size * 1e9 / pixels) if recipe.source.cache else 0
+        stages += plan.network_stages(
+            needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached
+        )
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval)
-    stages += plan.verification_stage(counts, device, reading, recipe.verification, machines)
+    stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
     stages.append(plan.Stage("start", 2 * plan.START, "Keras", 1))
 
     photos = ", ".join(f"{number:,} {split}" for split, number in counts.photos.items())

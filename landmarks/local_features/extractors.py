@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from landmarks.local_features.points import SCALES, SMALLEST_SIDE, Extractor, LocalFeatures, none_found, opencv
+from landmarks.networks import savedmodel
 from landmarks.running import command
 from landmarks.running.command import InputError
 
@@ -82,7 +83,7 @@ def _open_xfeat(_: None, points: int) -> Extractor:
 def _open_savedmodel(folder: Path, points: int) -> Extractor:
     """A SavedModel as export_local_model.py (DELF) or export_local_and_global_model.py (DELG) writes it, in
     research/delf/delf/python/training/model of the TensorFlow models, or one of TensorFlow 1, whose tensors have the
-    names of these arguments. Its graph runs as it is: take one only from those you trust.
+    names of these arguments. It is not run if its graph may touch files or run other code.
     """
     try:
         command.prepare_backend()  # TensorFlow's greetings are muted there
@@ -96,6 +97,7 @@ def _open_savedmodel(folder: Path, points: int) -> Extractor:
     }
     outputs = ("boxes", "features", "scores")
     try:
+        savedmodel.require_harmless(folder)
         model = tf.saved_model.load(str(folder))
         if "serving_default" in model.signatures:
             run = model.signatures["serving_default"]

@@ -72,6 +72,7 @@ def keep_features(
     size: int,
     work: Path,
     most: int | None = None,
+    elsewhere: Callable[[dict[str, list[str]], dict[str, Path], Callable], None] | None = None,
 ) -> KeptFeatures:
     """Write the local features of the wanted photos to `folder/SPLIT/`, those that are not there yet.
 
@@ -88,6 +89,8 @@ def keep_features(
         work: `skipped.csv` there names photos that could not be read.
         most: so many photos at most: the last of the wanted ones are not made, and of those that are there already the
             ones that are not wanted go first.
+        elsewhere: makes them in place of this machine, given the photos and the file of each shard, and what adds the
+            bytes of a file with these photos, (n,) uint8, to that.
 
     Returns:
         The features of all photos that are kept, also of earlier runs.
@@ -104,16 +107,33 @@ def keep_features(
         if new or not old <= chosen:
             todo[name] = new
     extractor = cache(open_it)
-    if any(todo.values()):
+    if any(todo.values()) and not elsewhere:
         extractor()  # what it lacks is told before a file changes
     for name in [name for name, new in todo.items() if not new]:
         with _rewritten(files[name], chosen & has[files[name]]):
             pass
     todo = {name: new for name, new in todo.items() if new}
+    if elsewhere:
+
+        def add(path: Path, data: np.ndarray) -> None:
+            with _rewritten(path, chosen & has[path]) as file, zipfile.ZipFile(io.BytesIO(data.data)) as made:
+                for member in made.infolist():
+                    file.writestr(zipfile.ZipInfo(member.filename), made.read(member))
+
+        elsewhere(todo, {name: files[name] for name in todo}, add)
+        todo = {}
     for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
     return KeptFeatures([path for path in files.values() if path.exists()])
+
+
+def job(
+    extract: Extractor, split: str, wanted: Mapping[str, list[str]], size: int, _: Mirror, shard: Shard, path: Path,
+    work: Path,
+) -> None:  # fmt: skip
+    """Write a file of the local features of those photos of a shard that are wanted of it."""
+    _keep_shard(extract, shard, split, wanted[shard.name], path, (), size, work)
 
 
 @contextmanager
@@ -167,7 +187,7 @@ def _decode(shard: Shard, size: int, identity: str) -> np.ndarray | str:
 def _write(file: zipfile.ZipFile, identity: str, features: LocalFeatures) -> None:
     array = io.BytesIO()
     np.save(array, _pack(features), allow_pickle=False)
-    file.writestr(f"{identity}.npy", array.getvalue())
+    file.writestr(zipfile.ZipInfo(f"{identity}.npy"), array.getvalue())  # which has no time: the same bytes again
 
 
 def _pack(features: LocalFeatures) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 import model as models
 from landmarks.networks import engines
+from landmarks.networks.backbones import resolved
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 
 TRAINED = 3  # a step of training takes as long as this many forward passes: going back takes two
@@ -32,6 +33,7 @@ class Needs(NamedTuple):
     trained: float  # passes for each photo that is learnt from, over all epochs
     embedded: float  # passes for each photo that is embedded
     dimensions: int  # of an embedding
+    unwhitened: int  # those before any whitening
     weights: int  # numbers, the head's too
     disk: float  # bytes
 
@@ -45,7 +47,7 @@ def needs(
         learnt, classes: train photos and landmarks that are learnt from.
         seen: photos that are embedded.
     """
-    bare = model.model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
+    bare = resolved(model).model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
     network = models.build_model(0, bare, training.seed)
     dimensions = model.embedding_size or network.get_layer("embedding").output.shape[-1]
     heads = {"softmax": 1, "arcface": model.subcentres}
@@ -60,7 +62,7 @@ def needs(
     passes = training.epochs * TRAINED * model.crop**2 + bool(training.bottleneck_epochs)
     is_trained = model.loss != "none"
     disk = BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers
-    return Needs(network, passes * is_trained, views, kept, weights, disk)
+    return Needs(network, passes * is_trained, views, kept, dimensions, weights, disk)
 
 
 def seconds_of_a_pass(

@@ -1,11 +1,12 @@
 """What a run takes before it starts, stage by stage: hours, and what bounds them, network, disk and memory."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.neighbours import approximate
+from landmarks.networks.whitening import FOLDS
 from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.settings import EmbeddingSettings, PhotoSettings, RunSettings, TrainingSettings
 from landmarks.training.forecast import BYTES, Needs
@@ -13,7 +14,7 @@ from landmarks.training.rates import Device
 from landmarks.training.selection import select_classes, train_photos
 
 PHOTO = 121e3  # bytes of a photo of the public mirror, where nobody can tell the mirror's own
-START = 10.0  # seconds for a command to load Keras and what it needs
+START = 15.0  # seconds for a command to load Keras and the model, and to write its report
 IMPORTS = 1e9  # bytes of memory for these
 TRAINED_HEAD = 6.5  # bytes of memory for each of its weights' while a head is trained (benchmarks/head_memory.py)
 ROW = 180.0  # bytes of memory for a row of a mirror's table (benchmarks/tables.py)
@@ -54,11 +55,13 @@ class Stage(NamedTuple):
     memory: float = 0.0  # bytes, of a machine
 
 
-class Reading(NamedTuple):
-    """How fast photos come in on one machine, in bytes a second: decoded on its cores, and over the network."""
+class Machine(NamedTuple):
+    """What one machine does a second."""
 
-    decoded: float
-    received: float
+    decoded: float  # photos, by all its cores
+    received: float  # bytes over the network
+    products: float  # multiply-adds of matrices, by its cores
+    has_accelerator: bool  # which makes the passes; else the cores do that and decode
 
 
 def public(clean: bool) -> Counts:
@@ -88,23 +91,28 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
 
 
 def network_stages(
-    needs: Needs, pass_seconds: float, reading: Reading, counts: Counts, run: RunSettings, training: TrainingSettings,
-    embedding: EmbeddingSettings, machines: int,
+    needs: Needs, pass_seconds: float, machine: Machine, counts: Counts, training: TrainingSettings,
+    embedding: EmbeddingSettings, machines: int, splits: Collection[str], cached: float = 0,
 ) -> list[Stage]:  # fmt: skip
     """Training and embedding by one model; photos are streamed through, so the slowest of three bounds a stage.
 
-    A mirror at a URL is read anew in each epoch. Shards are embedded by all machines, one machine trains.
+    Shards are read anew in each epoch. Shards are embedded by all machines, one machine trains.
+
+    Args:
+        pass_seconds: of one machine.
+        splits: what is embedded.
+        cached: the part of the photos that are learnt from which is kept decoded after the first epoch.
     """
 
     def stage(name: str, passes: float, split: str, times: float, share: float, shared_by: int, disk: float) -> Stage:
         """Args: how many times the split's photos are read, and the share of them that is decoded."""
         streamed = times * counts.bytes[split]
         received = streamed * counts.is_remote
-        decoded = streamed * share * (len(embedding.scales) if name.startswith("embed") else 1)
+        decoded = times * counts.photos[split] * share * (len(embedding.scales) if name.startswith("embed") else 1)
         seconds = {
-            "network's passes": passes * pass_seconds,
-            "decoding": decoded / reading.decoded,
-            "download": received / reading.received,
+            "network's passes": passes * pass_seconds + decoded / machine.decoded * (not machine.has_accelerator),
+            "decoding": decoded / machine.decoded,
+            "download": received / machine.received,
         }
         bound = max(seconds, key=lambda one: seconds[one])
         ahead = received / times / counts.shards[split] * 2
@@ -115,12 +123,18 @@ def network_stages(
     if needs.trained:
         checkpoints = needs.weights * BYTES * 7
         one = stage(
-            "train", counts.learnt * needs.trained, "train", training.epochs,
+            "train", counts.learnt * needs.trained, "train", 1 + (training.epochs - 1) * (1 - cached),
             counts.learnt / counts.photos["train"], 1, checkpoints,
         )  # fmt: skip
         found.append(one._replace(memory=one.memory + needs.weights * BYTES * (TRAINED_HEAD - 1)))
-    for split, photos in counts.photos.items():
-        shared_by = min(machines, counts.shards[split])
+    if embedding.whitening != "none":
+        photos, size = min(counts.learnt, embedding.whitening_photos), needs.unwhitened
+        products = (FOLDS + 1) * size**2 * (photos + 2 * size)  # covariances, and their eigenvectors
+        found.append(
+            Stage("whiten", products / machine.products, "products", 1, memory=IMPORTS + 8 * size * (photos + 3 * size))
+        )
+    for split in splits:
+        shared_by, photos = min(machines, counts.shards[split]), counts.photos[split]
         found.append(stage(f"embed {split}", photos * needs.embedded, split, 1, 1, shared_by, photos * kept))
     return found
 
@@ -163,7 +177,7 @@ def search_stage(
 
 
 def verification_stage(
-    counts: Counts, device: Device, reading: Reading, settings: VerificationSettings, machines: int
+    counts: Counts, device: Device, machine: Machine, settings: VerificationSettings, machines: int
 ) -> list[Stage]:
     """Local features of the test photos and of as many train photos as there is room for, and their comparisons."""
     if settings.verify == "off":
@@ -175,7 +189,7 @@ def verification_stage(
     received = (counts.bytes["test"] + counts.bytes["train"]) * counts.is_remote
     seconds = {
         "local features": photos / device.rates.extract.value,
-        "download": received / reading.received,
+        "download": received / machine.received,
     }
     bound = max(seconds, key=lambda one: seconds[one])
     shared_by = min(machines, counts.shards["train"])

@@ -10,16 +10,16 @@ COUNTS = plan.Counts(
     {"train": 1000, "index": 200, "test": 100}, {"train": 10, "index": 2, "test": 1},
     {"train": 10 * GIGABYTE, "index": 2 * GIGABYTE, "test": GIGABYTE}, 500, 20, True,
 )  # fmt: skip
-FAST = plan.Reading(1e15, 1e15)
+FAST = plan.Machine(1e15, 1e15, 1e12, True)
 
 
-def stages(reading=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, **settings) -> dict[str, plan.Stage]:
+def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, **settings) -> dict[str, plan.Stage]:
     plain = {"backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2}
     recipe = recipe_with(**{**plain, **settings})
     photos = sum(counts.photos.values())
     needs = forecast.needs(recipe.model, recipe.training, recipe.embedding, counts.learnt, counts.classes, photos)
     found = plan.network_stages(
-        needs, pass_seconds, reading, counts, recipe.run, recipe.training, recipe.embedding, machines
+        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached
     )
     return {one.name: one for one in found}
 
@@ -28,16 +28,19 @@ def test_the_slowest_of_passes_decoding_and_download_bounds_a_stage():
     by_passes = stages()
     assert by_passes["train"].seconds == 500 * 2 * 3 and by_passes["train"].bound_by == "network's passes"
     assert by_passes["embed index"].seconds == 200
-    by_network = stages(plan.Reading(1e15, 1e6))
+    by_network = stages(FAST._replace(received=1e6))
     assert by_network["train"].seconds == 2 * 10_000 and by_network["train"].bound_by == "download"
-    by_decoding = stages(plan.Reading(1e6, 1e15), scales=[1.0, 2.0])
-    assert by_decoding["train"].seconds == 2 * 10_000 / 2  # half of the photos are learnt
-    assert by_decoding["embed test"].seconds == 2 * 1000 and by_decoding["embed test"].bound_by == "decoding"
+    by_decoding = stages(FAST._replace(decoded=0.01), scales=[1.0, 2.0])
+    assert by_decoding["train"].seconds == pytest.approx(2 * 1000 / 0.01 / 2)  # half of the photos are learnt
+    assert (
+        by_decoding["embed test"].seconds == pytest.approx(2 * 100 / 0.01)
+        and by_decoding["embed test"].bound_by == "decoding"
+    )
 
 
 def test_a_mirror_in_a_folder_takes_no_network():
     assert [one.network for one in stages().values()] == [20 * GIGABYTE, 10 * GIGABYTE, 2 * GIGABYTE, GIGABYTE]
-    local = stages(plan.Reading(1e15, 1.0), counts=COUNTS._replace(is_remote=False))
+    local = stages(FAST._replace(received=1.0), counts=COUNTS._replace(is_remote=False))
     assert not any(one.network for one in local.values())
     assert local["embed test"].seconds == 100
 
@@ -47,6 +50,21 @@ def test_machines_share_shards_but_not_the_training():
     assert shared["train"] == alone["train"]
     assert shared["embed train"].seconds == alone["embed train"].seconds / 4
     assert shared["embed index"].machines == 2 and shared["embed test"].machines == 1  # as there are shards
+
+
+def test_without_an_accelerator_the_same_cores_decode():
+    both = stages(FAST._replace(decoded=0.5, has_accelerator=False))["embed test"]
+    assert (both.seconds, both.bound_by) == (100 + 100 / 0.5, "network's passes")
+
+
+def test_what_is_cached_is_neither_downloaded_nor_decoded_again():
+    assert [stages(epochs=3, cached=part)["train"].network for part in (0, 0.5, 1)] == [3e10, 2e10, 1e10]
+
+
+def test_whitening_takes_time_by_its_dimensions():
+    few, many = (stages(whitening="pca", scales=[1.0] * n, scale_pooling="side_by_side")["whiten"] for n in (1, 100))
+    assert few.seconds > 0 and many.seconds > 100**2 * few.seconds
+    assert "whiten" not in stages()
 
 
 def test_a_frozen_net_is_not_trained():
