@@ -146,7 +146,7 @@ def main() -> None:
             print(f"\n{name} is left out: {error}")
             continue
         start = time.perf_counter()
-        features = {identity: extract(photo) for identity, photo in photos.items()}
+        features = dict(zip(photos, extract(list(photos.values())), strict=True))
         photo_seconds = (time.perf_counter() - start) / len(photos)
         how = MATCHING[name]._replace(**changed)
         counts = count_inliers(same + different, features, how)

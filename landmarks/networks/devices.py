@@ -1,6 +1,7 @@
 """What Keras' back end computes on: one device, or several that share batches, and the classes of a large head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -69,3 +70,32 @@ def placed(array: Any) -> Any:
     if sharing is None:
         return ops.convert_to_tensor(array)
     return keras.distribution.distribute_tensor(np.asarray(array), sharing.get_data_layout(array.shape))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices are computed in float32, not in TensorFloat-32, which has a mantissa of 10 bits."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        from tensorflow import config
+
+        before = config.experimental.tensor_float_32_execution_enabled()
+        config.experimental.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            config.experimental.enable_tensor_float_32_execution(before)
+    elif backend == "jax":
+        import jax
+
+        with jax.default_matmul_precision("highest"):
+            yield
+    else:
+        import torch
+
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)

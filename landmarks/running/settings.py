@@ -24,6 +24,9 @@ def _seconds(value: object) -> object:
     return value
 
 
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
 def _range(value: str) -> str:
     if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
         raise ValueError("give two numbers, like 0:17")
@@ -73,7 +76,7 @@ class RunSettings(Section):
     beside: str = Field("", title="NAME|FILE")
     """a recipe whose model is made too, of the same photos, in WORK/beside: what both make of a photo stands side by
     side; none where empty"""
-    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
+    time_limit: Seconds = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     submission: Annotated[str, AfterValidator(_csv)] = Field("", exclude=True, title="FILE.csv")
     """write the submission here too, under the name that a competition wants, like submission.csv"""
@@ -140,7 +143,7 @@ class MirrorSettings(Section):
     """gigabytes that the cache may take; shards that find no room are read anew in each epoch"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
-    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
+    patience: Seconds = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
     """how long a mirror at a URL may be away before the run ends (seconds, or like 2h), once it has answered"""
     strict: bool = False
     """end the run at the first damaged shard, instead of using the photos that lie whole before the fault"""
