@@ -77,7 +77,7 @@ def count_inliers(pairs: list[Pair], features: dict[str, LocalFeatures], how: Ma
     numbers = list(map(str, range(len(pairs))))
     photos = {number: features[first] for number, (first, _) in zip(numbers, pairs, strict=True)}
     candidates = {number: [second] for number, (_, second) in zip(numbers, pairs, strict=True)}
-    return [row[0] for row in compare(candidates, photos, features, how).values()]
+    return [row[0] for _, row in compare(candidates, photos, features, how)]
 
 
 def plain_loop(pairs: list[Pair], features: dict[str, LocalFeatures]) -> None:

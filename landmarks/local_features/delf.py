@@ -19,7 +19,7 @@ import model as models
 from landmarks.local_features.points import SCALES, Extractor, LocalFeatures
 from landmarks.networks.backbones import build_backbone
 from landmarks.networks.devices import accelerated
-from landmarks.networks.engines import Compiled
+from landmarks.networks.engines import Call, Compiled
 from landmarks.networks.layers import Normalization, register
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
@@ -120,7 +120,7 @@ def extractor(delf: keras.Model, points: int) -> Extractor:
     return partial(extract, Compiled(delf), points=points)
 
 
-def extract(delf: Compiled, photos: Sequence[np.ndarray], points: int) -> list[LocalFeatures]:
+def extract(delf: Call, photos: Sequence[np.ndarray], points: int) -> list[LocalFeatures]:
     """The `points` cells of all levels of the pyramid that have the best scores; each is at its cell's centre.
 
     Levels that are filled up to one shape go through the network together, and its results are waited for when all are
