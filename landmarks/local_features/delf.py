@@ -144,7 +144,7 @@ def extract(delf: Call, photos: Sequence[np.ndarray], points: int) -> list[Local
             found[row].append(
                 (grid.reshape(-1, 2), descriptors[inside].reshape(-1, descriptors.shape[-1]), scores[inside].ravel())
             )
-    return [_best(*map(np.concatenate, zip(*levels, strict=True)), points) for levels in found]
+    return [_best(points, *map(np.concatenate, zip(*levels, strict=True))) for levels in found]
 
 
 def _together(levels: list[np.ndarray]) -> Iterator[tuple[list[int], list[tuple[int, int]], np.ndarray]]:
@@ -165,7 +165,7 @@ def _together(levels: list[np.ndarray]) -> Iterator[tuple[list[int], list[tuple[
             yield those, sides, np.stack([fill(levels[row], width, height) for row in those])
 
 
-def _best(centres: np.ndarray, descriptors: np.ndarray, scores: np.ndarray, points: int) -> LocalFeatures:
+def _best(points: int, centres: np.ndarray, descriptors: np.ndarray, scores: np.ndarray) -> LocalFeatures:
     best = np.argsort(-scores, kind="stable")[:points]
     return LocalFeatures(centres[best].astype(np.float32), descriptors[best])
 
