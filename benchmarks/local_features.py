@@ -23,8 +23,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `verification` is not this file
 
 from landmarks.local_features.extractors import EXTRACTORS, open_extractor
-from landmarks.local_features.matching import MATCHING, Matching, compare
-from landmarks.local_features.points import LocalFeatures, decode, opencv
+from landmarks.local_features.matching import MATCHING, compare
+from landmarks.local_features.points import LocalFeatures, Matching, decode, opencv
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.running import command, history

@@ -20,8 +20,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `verification` is not this file
 
 from benchmarks import timing
-from landmarks.local_features.matching import MATCHING, Matching, compare, inliers
-from landmarks.local_features.points import LocalFeatures, decode
+from landmarks.local_features.matching import MATCHING, compare, inliers
+from landmarks.local_features.points import LocalFeatures, Matching, decode
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.running import command
