@@ -315,8 +315,8 @@ class EmbeddingSettings(Section):
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
     engine: Literal["keras", "openvino", "openvino-bf16"] = "keras"
-    """what runs the network: Keras' back end; or OpenVINO, on a CPU faster by a fifth and, in bfloat16, by twice, which
-    changes an embedding by 1 in 1,000"""
+    """what runs the network: Keras' back end; or OpenVINO, which is faster on a CPU: in float32 the embeddings are the
+    same, in bfloat16 it is faster still and a little worse"""
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
     scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"
