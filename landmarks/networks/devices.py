@@ -1,6 +1,7 @@
 """What Keras' back end computes on: one device, or several that share batches, and the classes of a large head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -52,6 +53,17 @@ def share(devices: str, divisible: Sequence[Mapping[str, int]] = ()) -> None:
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[f".*/{PARTS}"] = (None, None, AXIS)
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name=AXIS))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one device have what is built within, all of it: for batches that are too small to be shared."""
+    sharing = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(sharing)
 
 
 def require_shared(model: keras.Model) -> None:
