@@ -19,6 +19,7 @@ new classification. Photos that could not be read are left out and named in OUT.
 import argparse
 from pathlib import Path
 
+from landmarks.cluster import tasks
 from landmarks.running import command
 from landmarks.training.cleaning import clean
 
@@ -33,7 +34,12 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=3, help="outdoor scenes that a photo needs (default 3)")
     parser.add_argument("--top", type=int, default=5, help="best scenes of a photo that vote (default 5)")
     parser.add_argument("--image-size", type=int, help="side that photos are squashed to (default the model's, or 224)")
-    clean(**vars(parser.parse_args()))
+    parser.add_argument(
+        "--cluster", default="", metavar="auto|ADDRESS", help="a Ray cluster that classifies the shards"
+    )
+    arguments = vars(parser.parse_args())
+    tasks.require(arguments["cluster"])
+    clean(**arguments)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from landmarks.cluster import tasks, work_copy
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror, require_place
 from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
@@ -33,7 +34,7 @@ from landmarks.scoring import scores, solutions, submissions
 
 
 def main() -> None:
-    recipe = recipes.load(sys.argv[1:])
+    recipe = recipes.load(work_copy.fetched(sys.argv[1:]))
     run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
@@ -41,7 +42,7 @@ def main() -> None:
     if run.submission:
         make_writable(Path(run.submission).parent)
     check(recipe)
-    with held(run.work, *run.folders):
+    with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             recognise(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "recognition")
@@ -110,10 +111,17 @@ def check(recipe: Recipe) -> None:
     """
     run, source = recipe.run, recipe.source
     require_place(source.mirror)
+    tracking.require(run.track)
+    tasks.require(run.cluster)
     nonlandmarks.check(recipe.recognition.non_landmarks)
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        made = [recipes.of(folder) for folder in run.models] or [recipe, *recipe.beside()]
+        devices.share(run.devices, [one.divisible() for one in made])
     if recipe.embedding.engine != "keras":
         from landmarks.networks import engines
 
@@ -128,7 +136,7 @@ def check(recipe: Recipe) -> None:
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
-            backbones.check(one.model)
+            backbones.check(one.model, one.embedding.sizes(one.model.image_size))
 
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:
@@ -188,7 +196,7 @@ def whiten(recipe: Recipe, mirror: Mirror) -> None:
     work = recipe.run.work
     photos = selection.train_photos(recipe.photos, mirror, work)
     landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
-    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)])
+    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster)
 
 
 def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:

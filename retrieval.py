@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from landmarks.cluster import tasks, work_copy
 from landmarks.mirrors.added import WithAdded
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import expansion, neighbourhood, rerank, search, voting
+from landmarks.neighbours import approximate, expansion, neighbourhood, rerank, voting
 from landmarks.neighbours.search import Neighbours
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
@@ -49,17 +50,19 @@ def main() -> None:
         return grow()
     if {"-h", "--help"} & set(sys.argv):
         print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
-    recipe = recipes.load(sys.argv[1:], UNUSED)
+    recipe = recipes.load(work_copy.fetched(sys.argv[1:]), UNUSED)
     run = recipe.run
+    tasks.require(run.cluster)
     if run.time_limit:
         command.limit_time(run.time_limit)
     if run.submission:
         make_writable(Path(run.submission).parent)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
+    tracking.require(run.track)
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
-    with held(run.work, *run.folders):
+    with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             retrieve(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "retrieval")
@@ -111,6 +114,10 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        devices.share(run.devices, [recipes.of(folder).divisible() for folder in run.folders])
     from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:
@@ -178,7 +185,7 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     depth = max(
         submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
     )
-    found = search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    found = approximate.chosen(run)(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
     if not by_neighbours:
         return found
     keep = run.work / "neighbours/by-neighbours"
@@ -215,10 +222,10 @@ def labels(
         from landmarks.neighbours import growing
 
         gallery = growing.voting(added, settings.recognizer, *gallery)
-    found = []
+    found, by = [], approximate.chosen(run)
     for split in ("test", "index"):
         keep = run.work / f"neighbours/{split}-by-{settings.recognizer}"
-        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep))
+        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep, by))
     return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / power)) for one in found]
 
 

@@ -67,20 +67,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=500, help="begin no part after this time")
     parser.add_argument("--out", type=Path, default=Path("accelerator.jsonl"))
+    parser.add_argument("--rival", action=argparse.BooleanOptionalAction, default=True, help="timm beside it")
     parser.add_argument("--parts", nargs="+", help="of all, like training-jax search-torch")
     given = parser.parse_args()
     began = time.monotonic()
     backends = [name for name in ("jax", "torch", "tensorflow") if find_spec(name)]
     with tempfile.TemporaryDirectory() as folder:
         net = ["--backbone=ResNet50", "--image-size=192", "--precision=mixed_bfloat16", "--busy", f"--json={given.out}"]
-        rival = ["--rival=ResNet50"] * bool(find_spec("timm"))
-        parts = {}
+        rival = ["--rival=ResNet50"] * bool(find_spec("timm") and given.rival)
+        decode = ["benchmarks/decode.py", "--photos=2048", "--width=640", "--turns=3", *net[3:]]
+        parts = {"decode": (backends[0], decode)}
         for name in backends:
             parts[f"training-{name}"] = (
                 name, ["benchmarks/training.py", *net, *rival, "--batch-size=256", "--steps=20", "--turns=3"],
             )  # fmt: skip
             parts[f"embedding-{name}"] = (
-                name, ["benchmarks/embedding.py", *net, *rival, "--recipe=softmax", "--batch-size=256", "--batches=16"],
+                name, ["benchmarks/embedding.py", *net, *rival, "--recipe=softmax", "--batch-size=256", "--batches=48"],
             )  # fmt: skip
         for name in backends:
             parts[f"search-{name}"] = name, ["-c", SEARCH, str(given.out)]
@@ -91,7 +93,7 @@ def main() -> None:
                 parts[f"dino-{name}"] = name, [
                     "benchmarks/embedding.py", f"--backbone=hub:{preset}", "--preset", "--image-size=224",
                     "--precision=mixed_bfloat16", "--busy", f"--json={given.out}", "--recipe=dinov2-small",
-                    "--batch-size=128", "--batches=32", *["--rival=DINOv2-B"] * bool(rival),
+                    "--batch-size=128", "--batches=48", *["--rival=DINOv2-B"] * bool(rival),
                 ]  # fmt: skip
         for part, (backend, arguments) in parts.items():
             left = given.seconds - (time.monotonic() - began)

@@ -11,25 +11,20 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from landmarks.running import command
-
-command.prepare_backend()
-import keras
 import numpy as np
-from keras import ops
 
-import model as models
 from benchmarks import rivals, timing
 from benchmarks.training import write_shard
 from features import embed_shards
-from landmarks.networks.devices import accelerated
-from landmarks.networks.engines import Compiled
+from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.features_file import save_features
 
@@ -49,6 +44,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="add a line to this file")
     given = parser.parse_args()
     timing.require_idle(given.busy)
+    command.prepare_backend()
+    # Not above, as processes that decode import this file too.
+    import keras
+    from keras import ops
+
+    import model as models
+    from landmarks.networks.devices import accelerated
+    from landmarks.networks.engines import Compiled
 
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--backbone={given.backbone}"] if given.backbone else []
@@ -90,7 +93,7 @@ def main() -> None:
             return count
 
         keras_engine = Compiled(predictor)
-        ways = {
+        ways: dict[str, Callable[[], float]] = {
             "predict": predict, "predict_on_batch": predict_on_batch, "bare": lambda: bare(keras_engine),
             "shards": lambda: end_to_end(keras_engine),
         }  # fmt: skip
@@ -98,8 +101,7 @@ def main() -> None:
         if find_spec("openvino") and keras.backend.backend() == "tensorflow" and not accelerated():
             for name in ("openvino", "openvino-bf16"):
                 engine = Compiled(predictor, name)
-                ways[name] = lambda engine=engine: bare(engine)
-                ways[f"shards, {name}"] = lambda engine=engine: end_to_end(engine)
+                ways |= {name: partial(bare, engine), f"shards, {name}": partial(end_to_end, engine)}
             pairs.append(("shards, openvino-bf16", "predict", 2.5))
         if given.rival:
             ways["timm"] = rivals.embedding(given.rival, size, batch, given.batches)

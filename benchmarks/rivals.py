@@ -48,9 +48,9 @@ def _model(name: str, size: int, classes: int):
     import timm
     import torch
 
-    options = {"img_size": size} if name.startswith("DINO") else {}
+    options: dict = {"img_size": size} if name.startswith("DINO") else {}
     model = timm.create_model(NAMES[name], pretrained=False, num_classes=classes, **options)
-    return model.to(_device(), memory_format=torch.channels_last)
+    return model.to(_device()).to(memory_format=torch.channels_last)
 
 
 def _photos(size: int, batch: int):

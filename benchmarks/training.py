@@ -12,26 +12,22 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from landmarks.running import command
-
-command.prepare_backend()
-import keras
 import numpy as np
 import pandas as pd
-from keras import ops
 from PIL import Image, ImageFilter
 
 from benchmarks import rivals, timing
 from generators import Batches
 from landmarks.mirrors.shards import TarShard, write_tar
-from landmarks.networks.devices import accelerated
+from landmarks.running import command
 from landmarks.running import recipe as recipes
-from landmarks.training.trainer import Trainer
 
 WIDTH, HEIGHT = 640, 480
 
@@ -81,6 +77,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="add a line to this file")
     given = parser.parse_args()
     timing.require_idle(given.busy)
+    command.prepare_backend()
+    # Not above, as processes that decode import this file too.
+    import keras
+
+    from landmarks.networks.devices import accelerated
+    from landmarks.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
         count = given.steps * given.batch_size
@@ -137,14 +139,19 @@ def main() -> None:
 
 
 def _batch(given: argparse.Namespace) -> tuple:
+    from keras import ops
+
     generator = np.random.default_rng(0)
     shape = (given.batch_size, given.image_size, given.image_size, 3)
     photos = ops.convert_to_tensor(generator.integers(0, 256, shape, dtype=np.uint8))
     return photos, ops.convert_to_tensor(np.arange(given.batch_size) % given.classes)
 
 
-def _bare(model: keras.Model, given: argparse.Namespace):
+def _bare(model: Any, given: argparse.Namespace) -> Callable[[], float]:
     """Keras' own compiled step, one after another on one batch; the loss is read at the end."""
+    import keras
+    from keras import ops
+
     photos, labels = _batch(given)
     model.train_on_batch(photos, labels)
     groups = (
@@ -171,7 +178,10 @@ def _bare(model: keras.Model, given: argparse.Namespace):
     return run
 
 
-def _eager(given: argparse.Namespace):
+def _eager(given: argparse.Namespace) -> Callable[[], float]:
+    import keras
+    from keras import ops
+
     keras.mixed_precision.set_global_policy("float32")
     model = keras.Sequential(
         [

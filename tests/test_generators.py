@@ -1,12 +1,18 @@
+import os
+import subprocess
+import sys
+import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import identity, jpeg
+from conftest import ROOT, identity, jpeg
 
 from generators import Batches, shuffled
 from landmarks.mirrors.images import decode
-from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.mirrors.shards import FolderShard, TarShard, member_name, write_tar
+from landmarks.running import processes
 
 
 @pytest.fixture
@@ -57,3 +63,41 @@ def test_the_order_follows_from_seed_and_mini_epoch_alone():
     assert len({tuple(order) for order in orders.values()}) == 9
     np.random.seed(1)
     assert shuffled(50, 2, 1).tolist() == orders[2, 1]
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_processes_decode_what_threads_decode(shard, tmp_path, monkeypatch, tree):
+    if tree:
+        for photo in shard.ids[:5]:
+            path = tmp_path / member_name(photo)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(shard.read(photo))
+        shard = FolderShard(tmp_path, shard.name, shard.ids)  # of which half are missing
+    by_threads = Batches(shard, shard.ids, 16, batch_size=9)
+    expected = list(by_threads)
+    monkeypatch.setattr(processes, "worth_it", lambda: True)
+    by_processes = Batches(shard, shard.ids, 16, batch_size=9)
+    for (ids, images), (others, same) in zip(by_processes, expected, strict=True):
+        assert ids == others
+        np.testing.assert_array_equal(images, same)
+    assert by_processes.unreadable == by_threads.unreadable and by_threads.unreadable
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    program = (
+        "from landmarks.running import processes; import os, signal, time\n"
+        "if __name__ == '__main__':\n"
+        "    print(processes.pool().submit(abs, -1).result(), flush=True)\n"
+        "    print(*processes.pool()._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "parent.py"
+    path.write_text(program)
+    done = subprocess.run(
+        [sys.executable, path], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    workers = [int(one) for one in done.stdout.splitlines()[1].split()]
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.1)

@@ -5,7 +5,7 @@ import re
 import stat
 import tarfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -20,6 +20,9 @@ MAX_HEADER_BYTES = 2**16  # a long name or a PAX header
 MAX_MEMBERS = 2**20  # they take 650 MB of memory; a shard of the public mirror has 8,192
 MAX_GLOBAL = 100  # records of PAX headers for all members: tarfile gives each member a copy
 LONG_NUMBER = re.compile(rb"\d{256}")  # tarfile of some Python versions looks for records in the square of its length
+
+
+Place = tuple[str, int, int | None]  # a file, and where in it so many bytes are; None: all of it
 
 
 def valid_id(identity: str) -> bool:
@@ -75,26 +78,12 @@ class TarShard:
         self.ids = list(self.places)
 
     def _read_directory(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        end = 0
-        with tarfile.open(fileobj=_Headers(self._file), mode="r:") as tar:
-            for count, member in enumerate(tar, 1):
-                if count > MAX_MEMBERS:
-                    raise DamagedShard(f"more than {MAX_MEMBERS:,} members")
-                if len(tar.pax_headers) > MAX_GLOBAL:
-                    raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
-                if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
-                    raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
-                end = tar.offset
-                reason = self._reason_to_refuse(member)
-                if reason:
-                    self.refused.append((member.name, reason))
-                elif not member.isdir():
-                    self.places[member.name[len("a/b/c/") : -len(".jpg")]] = (member.offset_data, member.size)
-        self._file.seek(end)
-        tail = self._file.read(2 * tarfile.BLOCKSIZE)
-        if len(tail) < tarfile.BLOCKSIZE or any(tail):
-            raise DamagedShard("cut before the end-of-archive block")
+        for member in read_members(self._file):
+            reason = self._reason_to_refuse(member)
+            if reason:
+                self.refused.append((member.name, reason))
+            elif not member.isdir():
+                self.places[member.name[len("a/b/c/") : -len(".jpg")]] = (member.offset_data, member.size)
 
     def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
         if member.isdir():
@@ -114,6 +103,10 @@ class TarShard:
         """Bytes of the encoded photo."""
         return self.places[identity][1]
 
+    def place(self, identity: str) -> Place:
+        """Where the encoded photo is on disk, for `read_place`."""
+        return str(self.path), *self.places[identity]
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Safe to call from several threads."""
         offset, size = self.places[identity]
@@ -123,6 +116,29 @@ class TarShard:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, as its headers tell them, with bounds on what these may claim.
+
+    Raises DamagedShard where it is cut or malformed, and what tarfile does.
+    """
+    size = os.fstat(file.fileno()).st_size
+    end = 0
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        for count, member in enumerate(tar, 1):
+            if count > MAX_MEMBERS:
+                raise DamagedShard(f"more than {MAX_MEMBERS:,} members")
+            if len(tar.pax_headers) > MAX_GLOBAL:
+                raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
+            if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
+                raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
+            end = tar.offset
+            yield member
+    file.seek(end)
+    tail = file.read(2 * tarfile.BLOCKSIZE)
+    if len(tail) < tarfile.BLOCKSIZE or any(tail):
+        raise DamagedShard("cut before the end-of-archive block")
 
 
 class _Headers:
@@ -160,12 +176,26 @@ class FolderShard:
         except OSError:
             return -1
 
+    def place(self, identity: str) -> Place:
+        """Where the encoded photo is on disk, for `read_place`."""
+        return str(self.root / member_name(identity)), 0, None
+
     def read(self, identity: str) -> bytes:
         """The encoded photo. Raises OSError when it is missing, too large, or a device or pipe that may have no end."""
         return read_photo(self.root / member_name(identity))
 
     def close(self) -> None:
         pass
+
+
+def read_place(place: Place) -> bytes:
+    """The encoded photo at a place that a shard told, in another process too. Raises OSError as `read` does."""
+    path, offset, size = place
+    if size is None:
+        return read_photo(Path(path))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def read_photo(path: Path) -> bytes:

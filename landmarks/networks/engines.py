@@ -65,10 +65,11 @@ def _compile(predictor: keras.Model) -> Call:
         import jax
 
         call = jax.jit(lambda *given: predictor.stateless_call(*given, training=False)[0])
+        variables = _weights(predictor)  # once: Keras goes through all layers to find them
 
         def run(photos: Sequence[Any]) -> dict[str, Any]:
             # Read at each call, as Keras' own functions may have given their arrays away and put others there.
-            weights = [[variable.value for variable in group] for group in _weights(predictor)]
+            weights = [[variable.value for variable in group] for group in variables]
             return call(*weights, _given(photos))
 
         return run
@@ -95,7 +96,10 @@ def _folded(predictor: keras.Model) -> Call:
 
     weights = [[ops.convert_to_numpy(variable) for variable in group] for group in _weights(predictor)]
 
-    @tf.function
+    first = predictor.inputs[0].shape
+    signature = [tf.TensorSpec(first, tf.uint8)] if None in first[1:] else None  # one graph for photos of any shape
+
+    @tf.function(input_signature=signature)
     def call(photos: Any) -> dict:
         constants = [[tf.constant(value) for value in group] for group in weights]
         return predictor.stateless_call(*constants, photos, training=False)[0]

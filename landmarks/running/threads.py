@@ -6,14 +6,16 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+share = math.inf  # of this machine's cores, where others of a cluster work beside this process
+
 
 def cores() -> int:
-    """The cores that this process may use: by its affinity and the CPU quota of its container; at least 1.
+    """The cores that this process may use: by its affinity, the CPU quota of its container and `share`; at least 1.
 
     `os.cpu_count()` tells the machine's: 64 threads on the 2 cores of a container wait for each other.
     """
@@ -21,7 +23,7 @@ def cores() -> int:
         count = os.process_cpu_count()
     else:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, math.ceil(min(count or 1, quota())))
+    return max(1, math.ceil(min(count or 1, quota(), share)))
 
 
 def quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
@@ -56,15 +58,24 @@ def _limit(folder: Path) -> float:
 
 def in_threads(function: Callable, items: Iterable, ahead: int, threads: int | None = None) -> Iterator[Any]:
     """`map(function, items)` in threads, in order, with at most `ahead` results waiting."""
-    waiting = iter(items)
     pool = ThreadPoolExecutor(threads or cores())
     try:
-        results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+        yield from in_order(pool, function, items, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator[Any]:
+    """`map(function, items)` by a pool, in order, with at most `ahead` results waiting; what waits at an end goes."""
+    waiting = iter(items)
+    results = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+    try:
         while results:
             yield results.popleft().result()
             results.extend(pool.submit(function, item) for item in islice(waiting, 1))
     finally:
-        pool.shutdown(cancel_futures=True)
+        for result in results:
+            result.cancel()
 
 
 def in_background(items: Iterable, ahead: int) -> Generator[Any]:

@@ -10,9 +10,9 @@ class Steps:
     """Consecutive training steps of a compiled model; the figures are means since the first of them.
 
     `train_on_batch` of Keras ends each step by reading the loss back, and the device idles until the next one is sent.
-    Here the first step is Keras' own, which builds and compiles what there is to build, and those after it call the
-    same compiled function without reading. On JAX, where that function takes the variables and returns new ones, the
-    model has none while steps are under way: `finish` gives them back.
+    Here a model's first step is Keras' own, which builds and compiles what there is to build, and those after it call
+    the same compiled function without reading. On JAX, where that function takes the variables and returns new ones,
+    the model has none while steps are under way: `finish` gives them back.
     """
 
     def __init__(self, model: keras.Model):
@@ -24,15 +24,17 @@ class Steps:
     def __call__(self, photos: Any, targets: Any, weights: Any, learning_rate: float) -> None:
         """Hand over a step on a batch: arrays, or better tensors that are on the device already."""
         if not self.count:
+            self.model.reset_metrics()
+        if self.model.train_function is None:
             self.model.optimizer.learning_rate.assign(learning_rate)
-            self.model.reset_metrics()  # Keras versions differ in whether train_on_batch does it
             self._logs = self.model.train_on_batch(photos, targets, weights, return_dict=True)
         elif keras.backend.backend() == "jax":
             if self._state is None:
                 self._state = tuple([variable.value for variable in group] for group in self._variables())
             optimizer = self.model.optimizer
             place = next(n for n, one in enumerate(optimizer.variables) if one is optimizer.learning_rate)
-            self._state[2][place] = ops.convert_to_tensor(learning_rate, optimizer.learning_rate.dtype)
+            optimizer.learning_rate.assign(learning_rate)  # which lays it where the state is
+            self._state[2][place] = optimizer.learning_rate.value
             self._logs, self._state = self.model.train_function(self._state, iter([(photos, targets, weights)]))
         else:
             self.model.optimizer.learning_rate.assign(learning_rate)

@@ -34,11 +34,7 @@ class Model:
         self.rates.append(rate)
 
     def reset_metrics(self):
-        pass
-
-    def train_on_batch(self, photos, targets, weights, return_dict):
         self.found = []
-        return self.train_function([(photos, targets, weights)])
 
     def train_function(self, batches):
         ((photos, targets, weights),) = batches
