@@ -20,7 +20,6 @@ import argparse
 from pathlib import Path
 
 from landmarks.running import command
-from landmarks.training.cleaning import clean
 
 
 def main() -> None:
@@ -33,7 +32,10 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=3, help="outdoor scenes that a photo needs (default 3)")
     parser.add_argument("--top", type=int, default=5, help="best scenes of a photo that vote (default 5)")
     parser.add_argument("--image-size", type=int, help="side that photos are squashed to (default the model's, or 224)")
-    clean(**vars(parser.parse_args()))
+    arguments = vars(parser.parse_args())
+    from landmarks.training.cleaning import clean  # pandas takes half a second, which --help need not wait for
+
+    clean(**arguments)
 
 
 if __name__ == "__main__":
