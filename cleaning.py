@@ -32,9 +32,14 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=3, help="outdoor scenes that a photo needs (default 3)")
     parser.add_argument("--top", type=int, default=5, help="best scenes of a photo that vote (default 5)")
     parser.add_argument("--image-size", type=int, help="side that photos are squashed to (default the model's, or 224)")
+    parser.add_argument(
+        "--cluster", default="", metavar="auto|ADDRESS", help="a Ray cluster that classifies the shards"
+    )
     arguments = vars(parser.parse_args())
+    from landmarks.cluster import tasks
     from landmarks.training.cleaning import clean  # pandas takes half a second, which --help need not wait for
 
+    tasks.require(arguments["cluster"])
     clean(**arguments)
 
 

@@ -213,7 +213,7 @@ def compare(data: bytes, answer: "Answer", photos: Photos, extract, extractor: s
     from landmarks.local_features.drawing import draw_matches
 
     one = decode(data, SIDE)
-    seen = extract(one) if min(one.shape[:2]) >= SMALLEST_SIDE else None
+    seen = extract([one])[0] if min(one.shape[:2]) >= SMALLEST_SIDE else None
     found = []
     for other in answer.nearest[:COMPARED]:
         caption = f"{other.landmark} {other.name}, similarity {other.similarity:.3f}"
@@ -223,7 +223,7 @@ def compare(data: bytes, answer: "Answer", photos: Photos, extract, extractor: s
         train = decode(there, SIDE)
         rows = np.empty((0, 2), int)
         if seen is not None and min(train.shape[:2]) >= SMALLEST_SIDE:
-            of_train = extract(train)
+            (of_train,) = extract([train])
             rows = inliers(seen, of_train, MATCHING[extractor])
             picture = draw_matches(one, train, seen.points[rows[:, 0]], of_train.points[rows[:, 1]])
         else:

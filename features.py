@@ -7,7 +7,7 @@ if __name__ == "__main__":  # `python features.py to`: a door, gone through befo
     command.run(arrow.main)
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cache, partial
@@ -85,6 +85,7 @@ def embed(
     whitening: Whitening | None = None,
     folder: str = "features",
     first: int | None = None,
+    elsewhere: Callable[[Mirror, str, dict[str, Path], Path, tuple], None] | None = None,
 ) -> list[Path] | None:
     """Write the features of a split's shards to `work/features/SPLIT/`, those that are not there yet.
 
@@ -99,6 +100,8 @@ def embed(
         whitening: what embeddings go through; those that it was found from, in `work/unwhitened`, are not made again.
         folder: where in `work` the files go.
         first: so many shards of the split alone; None: all.
+        elsewhere: makes the files of shards in place of this machine, given the mirror, the split, its files by shard,
+            the work folder, and what `embed_file` takes between the predictor and the mirror.
 
     Returns:
         One file a shard, in the mirror's order; None while some are missing that `shards` leaves to other runs.
@@ -128,7 +131,10 @@ def embed(
             _write(files[name], load_features(path), whitening, note(mirror, split, name, made_by))
             there.append(name)
     rest = [name for name in todo if name not in there]
-    if rest:
+    if rest and elsewhere:
+        how = landmarks, split, listed, settings.sizes(image_size), batch_size, whitening, made_by
+        elsewhere(mirror, split, {name: files[name] for name in rest}, work, how)
+    elif rest:
         from landmarks.networks.engines import Compiled
 
         shards_left = Progress(mirror.stream(split, rest), f"embed {split}", len(rest), unit=" shards")
@@ -165,6 +171,15 @@ def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, imag
 
 def _write(path: Path, features: Features, whitening: Whitening | None, made_by: str) -> None:
     save_features(path, whitened(features, whitening) if whitening else features, made_by)
+
+
+def embed_file(
+    compiled: "Compiled", landmarks: np.ndarray, split: str, listed: Container[str], sizes: list[int], batch_size: int,
+    whitening: Whitening | None, made_by: str, mirror: Mirror, shard: Shard, path: Path, work: Path,
+) -> None:  # fmt: skip
+    """Embed one shard to its features file."""
+    ((_, features),) = embed_shards(compiled, landmarks, split, [shard], listed, work, sizes, batch_size)
+    _write(path, features, whitening, note(mirror, split, shard.name, made_by))
 
 
 def whitened(features: Features, whitening: Whitening) -> Features:
@@ -219,8 +234,8 @@ def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> i
 
 
 def embed_shards(
-    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: set[str], work: Path,
-    sizes: list[int], batch_size: int,
+    compiled: "Compiled", landmarks: np.ndarray, split: str, shards: Iterable[Shard], listed: Container[str],
+    work: Path, sizes: list[int], batch_size: int,
 ) -> Iterator[tuple[str, Features]]:  # fmt: skip
     """Each shard's name and features, in order; photos of the next one are decoded while this one's are embedded.
 

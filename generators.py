@@ -1,6 +1,6 @@
 """A shard to batches: decode in threads, shuffle, and stay a few batches ahead of the accelerator."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -77,13 +77,13 @@ def decode_all(read: Callable[[Any], bytes], size: int, photos: list[Any]) -> tu
     return images, unreadable
 
 
-def of_shards(shards: Iterable[Shard], listed: set[str], sizes: list[int], batch_size: int) -> Generator[Any]:
+def of_shards(shards: Iterable[Shard], listed: Container[str], sizes: list[int], batch_size: int) -> Generator[Any]:
     """The listed photos of one shard after another, at several sizes, made while others are in use.
 
     For each shard its `Batches`, one of each size; then (ids, images), one of each size, of `batch_size` and on the
     device, filled up where there are fewer; then None.
     """
-    from keras import ops
+    from landmarks.networks.devices import placed
 
     def batches() -> Iterator[Any]:
         for shard in shards:
@@ -92,7 +92,7 @@ def of_shards(shards: Iterable[Shard], listed: set[str], sizes: list[int], batch
             yield shard, of_size
             for seen in zip(*of_size, strict=False):
                 filled = [np.resize(images, (batch_size, *images.shape[1:])) for _, images in seen]
-                yield seen[0][0], [ops.convert_to_tensor(images) for images in filled]
+                yield seen[0][0], [placed(images) for images in filled]
             yield None
 
     return in_background(batches(), BATCHES_READY)

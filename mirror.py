@@ -1,6 +1,7 @@
 """Where photos live: a mirror of the Google Landmarks layout at a URL, in a folder, or the built-in sample.
 
 python mirror.py import FOLDER OUT [--non-landmarks FOLDER] [--nested]   a folder per landmark becomes a mirror
+python mirror.py import LIST.csv|DATASET OUT [--label COLUMN]            and so do listed ones, and data sets of others
 python mirror.py fetch CSV OUT [--split train] [--size 512]              the 2018 form: id,url,landmark_id
 python mirror.py shrink MIRROR OUT --size 256                            a small local copy
 python mirror.py check MIRROR                                            read every shard and report each fault
@@ -20,17 +21,28 @@ def main() -> int | None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     importing = commands.add_parser(
-        "import", help="a folder per landmark becomes a mirror with solutions",
-        description="All photos are looked through before one is written. A table says what was made; failed.csv "
-        "names what was passed over and why: what cannot be read, the same photo once more, or both where it lies in "
-        "two landmarks. Near-duplicates stay in one split (near_duplicates.csv). HEIC needs `pip install pillow-heif`.",
+        "import", help="a folder per landmark, or photos with labels, become a mirror with solutions",
+        description="Beside a folder per landmark it takes a CSV with paths and labels, a Hugging Face data set (a "
+        "folder with metadata.csv or metadata.jsonl, or with parquet or Arrow files, which need pyarrow) and a "
+        "webdataset (tars). All photos are looked through before one is written. A table says what was made; "
+        "failed.csv names what was passed over and why: what cannot be read, the same photo once more, or both where "
+        "it lies in two landmarks. Near-duplicates stay in one split (near_duplicates.csv). HEIC needs "
+        "`pip install pillow-heif`.",
     )  # fmt: skip
-    importing.add_argument("folder", type=Path, help="holds one folder of photos a landmark; its name is the category")
+    importing.add_argument(
+        "folder", type=Path,
+        help="holds a folder of photos a landmark, whose name is the category; or a data set; or a CSV",
+    )  # fmt: skip
     importing.add_argument("out", type=Path)
     importing.add_argument("--non-landmarks", type=Path, help="a folder of photos that show no landmark")
     importing.add_argument(
         "--nested", action="store_true",
         help="landmarks may lie deeper: each folder that holds photos is one, and its path the category",
+    )  # fmt: skip
+    importing.add_argument(
+        "--label", default="", metavar="COLUMN",
+        help="of a list: the column, or key, of the labels (default: the first of landmark_id, landmark, label, "
+        "category and class that there is)",
     )  # fmt: skip
     importing.add_argument(
         "--seed", type=at_least(0), default=0, help="of the split into train, index and test (default 0)"

@@ -19,11 +19,15 @@ from landmarks.running import command
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.progress import size_of
 from landmarks.running.settings import ROOT, ModelSettings
+from landmarks.running.version import NOTE, version
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # that requirements.lock is for
 KERNEL = "3.12"  # Python of Kaggle's image since https://github.com/Kaggle/docker-python/pull/1496
 GLIBC = 28  # 2.28 is the newest that a wheel of the lock asks for; the image is made from Colab's, which has 2.35
-SCRIPTS = ("*.py", "landmarks/**/*.py", "recipes/*.toml", "requirements.txt", "LICENSE")
+SCRIPTS = (
+    "*.py", "landmarks/**/*.py", "landmarks/**/*.toml", "landmarks/report/*.html", "landmarks/report/*.css",
+    "templates/*.html", "recipes/*.toml", "requirements.txt", "LICENSE",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -68,6 +72,7 @@ def copy_scripts(out: Path) -> None:
         copy = out / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    (out / NOTE).write_text(f"{version()}\n")
 
 
 def add_weights(weights: str, out: Path) -> None:

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from landmarks.cluster import work_copy
 from landmarks.mirrors.base import Mirror
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.files import make_writable, whole
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    recipe = recipes.load(sys.argv[1:])
+    recipe = recipes.load(work_copy.fetched(sys.argv[1:]))
     run = recipe.run
     if run.time_limit:
         command.limit_time(run.time_limit)
@@ -41,7 +42,7 @@ def main() -> None:
     if run.submission:
         make_writable(Path(run.submission).parent)
     check(recipe)
-    with held(run.work, *run.folders):
+    with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             recognise(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "recognition")
@@ -111,15 +112,23 @@ def check(recipe: Recipe) -> None:
 
     Raises InputError. What only the photos can tell, like a landmark with too few of them, comes later.
     """
+    from landmarks.cluster import tasks
     from landmarks.mirrors.open import require_place
     from landmarks.neighbours import nonlandmarks
 
     run, source = recipe.run, recipe.source
     require_place(source.mirror)
+    tracking.require(run.track)
+    tasks.require(run.cluster)
     nonlandmarks.check(recipe.recognition.non_landmarks)
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        made = [recipes.of(folder) for folder in run.models] or [recipe, *recipe.beside()]
+        devices.share(run.devices, [one.divisible() for one in made])
     if recipe.embedding.engine != "keras":
         from landmarks.networks import engines
 
@@ -134,7 +143,7 @@ def check(recipe: Recipe) -> None:
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
-            backbones.check(one.model)
+            backbones.check(one.model, one.embedding.sizes(one.model.image_size))
 
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:
@@ -197,7 +206,7 @@ def whiten(recipe: Recipe, mirror: Mirror) -> None:
     work = recipe.run.work
     photos = selection.train_photos(recipe.photos, mirror, work)
     landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
-    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)])
+    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster)
 
 
 def predict(

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from landmarks.cluster import work_copy
 from landmarks.mirrors.base import Mirror
-from landmarks.report import ending
+from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RetrievalSettings
@@ -46,17 +47,21 @@ def main() -> None:
         return grow()
     if {"-h", "--help"} & set(sys.argv):
         print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
-    recipe = recipes.load(sys.argv[1:], UNUSED)
+    recipe = recipes.load(work_copy.fetched(sys.argv[1:]), UNUSED)
     run = recipe.run
+    from landmarks.cluster import tasks  # numpy and requests, which --help need not wait for
+
+    tasks.require(run.cluster)
     if run.time_limit:
         command.limit_time(run.time_limit)
     if run.submission:
         make_writable(Path(run.submission).parent)
     for folder in run.folders:
         recipes.of(folder)  # there is a trained model
+    tracking.require(run.track)
     if recipe.source.solution:
         solutions.read_retrieval_solution(Path(recipe.source.solution))
-    with held(run.work, *run.folders):
+    with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             retrieve(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "retrieval")
@@ -111,6 +116,10 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        devices.share(run.devices, [recipes.of(folder).divisible() for folder in run.folders])
     from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:
@@ -167,7 +176,7 @@ def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "A
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> "Neighbours":
     """The index photos nearest to each test photo, as many as are needed, by the settings that need embeddings."""
-    from landmarks.neighbours import expansion, neighbourhood, search
+    from landmarks.neighbours import approximate, expansion, neighbourhood
 
     queries, index, parts = files["test"], files["index"], run.index_parts
     if settings.database_augmentation:
@@ -180,7 +189,7 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
     depth = max(
         submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
     )
-    found = search.search(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
+    found = approximate.chosen(run)(queries, index, depth, parts, keep=run.work / "neighbours/test-in-index")
     if not by_neighbours:
         return found
     keep = run.work / "neighbours/by-neighbours"
@@ -203,7 +212,7 @@ def labels(
     Of votes that is their power mean, so that it is a similarity, however many vote with whatever power; `soft`
     re-ranking is published with the landmark and the cosine of the nearest train photo alone.
     """
-    from landmarks.neighbours import voting
+    from landmarks.neighbours import approximate, voting
     from landmarks.training.selection import voters
 
     run, settings = recipe.run, recipe.recognition
@@ -218,10 +227,10 @@ def labels(
         from landmarks.neighbours import growing
 
         gallery = growing.voting(added, settings.recognizer, *gallery)
-    found = []
+    found, by = [], approximate.chosen(run)
     for split in ("test", "index"):
         keep = run.work / f"neighbours/{split}-by-{settings.recognizer}"
-        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep))
+        found.append(voting.recognise(files[split], *gallery, votes, power, run.index_parts, keep, by))
     return [one.assign(score=(one["score"].clip(lower=0) / votes) ** (1 / power)) for one in found]
 
 

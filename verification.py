@@ -43,7 +43,7 @@ def match(
     extractor = extractor or ("delf" if model else "untrained")
     extract = open_extractor(extractor, model, points)
     one, other = _read_photo(a, size), _read_photo(b, size)
-    of_one, of_other = extract(one), extract(other)
+    of_one, of_other = extract([one, other])
     rows = inliers(of_one, of_other, MATCHING[extractor])
     if out is not None:
         from landmarks.local_features.drawing import draw_matches  # pandas

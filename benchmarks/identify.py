@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the project; there `identify` is not this file
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from landmarks.running import command
+from landmarks.running import command, history
 
 command.prepare_backend()
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="answers after the first (default: %(default)s)")
     parser.add_argument("--index", nargs="*", type=int, default=[], help="sizes of an invented index to search")
     settings = parser.parse_args()
+    print(history.stamp(), flush=True)
 
     cold = [sys.executable, str(ROOT / "identify.py"), str(settings.photos[0]), f"--work={settings.work}", "--json"]
     taken = [seconds(lambda: subprocess.run(cold, check=True, capture_output=True)) for _ in range(3)]

@@ -27,7 +27,7 @@ from landmarks.local_features.matching import MATCHING, Matching, compare
 from landmarks.local_features.points import LocalFeatures, decode, opencv
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
-from landmarks.running import command
+from landmarks.running import command, history
 from landmarks.scoring.solutions import read_retrieval_solution
 
 Pair = tuple[str, str]
@@ -127,6 +127,7 @@ def main() -> None:
         kind = {"transformation": str, "fits": int}.get(field, float)
         parser.add_argument(f"--{field}", type=kind, help="in place of each extractor's own")
     settings = parser.parse_args()
+    print(history.stamp(), flush=True)
 
     mirror = open_mirror(settings.mirror)
     same, different = draw_pairs(mirror, settings.split, settings.pairs, settings.seed)
@@ -145,7 +146,7 @@ def main() -> None:
             print(f"\n{name} is left out: {error}")
             continue
         start = time.perf_counter()
-        features = {identity: extract(photo) for identity, photo in photos.items()}
+        features = dict(zip(photos, extract(list(photos.values())), strict=True))
         photo_seconds = (time.perf_counter() - start) / len(photos)
         how = MATCHING[name]._replace(**changed)
         counts = count_inliers(same + different, features, how)

@@ -24,6 +24,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project
 
 from landmarks.neighbours import voting
+from landmarks.running import history
 from landmarks.running.features_file import Features, load_features, save_features
 
 SHARD = 8266  # photos in a shard of the public mirror
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512, help="of an embedding (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=2_000, help="photos to recognise (default: %(default)s)")
     arguments = parser.parse_args()
+    print(history.stamp(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder, "train", arguments.photos, arguments.dimension)

@@ -27,7 +27,7 @@ import recognition
 from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import nonlandmarks, rerank
 from landmarks.neighbours.nonlandmarks import References
-from landmarks.running import command
+from landmarks.running import command, history
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import RecognitionSettings
 from landmarks.running.command import InputError
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200, help="test sets drawn from each half (default: %(default)s)")
     parser.add_argument("--most-predicted", type=int, default=10, help="as the setting has it (default: %(default)s)")
     arguments = parser.parse_args()
+    print(history.stamp(), flush=True)
     for work in arguments.work:
         measure(work, arguments.share, arguments.draws, arguments.most_predicted)
 

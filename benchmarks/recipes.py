@@ -31,6 +31,7 @@ sys.path[0] = str(ROOT)  # the project
 from landmarks.local_features.calibration import calibrate
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.tables import read_table
+from landmarks.running import history
 from landmarks.running import recipe as recipes
 from landmarks.scoring.resampling import Estimate, difference, mean, resample
 from landmarks.scoring.solutions import read_recognition_solution
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=None, help="where runs are kept (default: a temporary folder)")
     arguments = parser.parse_args()
+    print(history.stamp(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         measure(arguments.mirror, range(arguments.seeds), arguments.work or Path(temporary))
 

@@ -28,6 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project
 
 from landmarks.neighbours import neighbourhood
 from landmarks.neighbours.search import search
+from landmarks.running import history
 from landmarks.running.features_file import Features, load_features, save_features
 
 SHARD = 7618  # photos in a shard of the public index
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=300, help="neighbours of each (default: %(default)s)")
     parser.add_argument("--parts", type=int, default=6, help="of the index (default: %(default)s)")
     arguments = parser.parse_args()
+    print(history.stamp(), flush=True)
     photos, queries = arguments.photos, arguments.queries
     found: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from landmarks.running import history
 from landmarks.scoring import scores, solutions, submissions
 
 INDEX_IMAGES = 761_757
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time writing, checking and scoring.")
     parser.add_argument("--rows", type=int, default=117_577, help="test images (default: as the public test set has)")
     rows = parser.parse_args().rows
+    print(history.stamp(), flush=True)
     generator = random.Random(0)
     test_ids = [f"{number:016x}" for number in generator.sample(range(2**63 - 1), rows)]
     index_ids = [f"{number:016x}" for number in generator.sample(range(2**63 - 1), INDEX_IMAGES)]

@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `search` is not this file
 
 from landmarks.neighbours.search import search
+from landmarks.running import history
 from landmarks.running.features_file import Features, save_features
 
 K = 100
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--loop", type=int, default=200, help="queries asked one at a time (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="repetitions (default: %(default)s)")
     settings = parser.parse_args()
+    print(history.stamp(), flush=True)
 
     rng = np.random.default_rng(0)
     embeddings = np.empty((settings.photos + settings.queries, settings.dimension), np.float16)

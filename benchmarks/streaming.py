@@ -24,6 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from landmarks.mirrors.shards import write_tar
+from landmarks.running import history
 
 
 def make_mirror(folder: Path, shards: int, photos: int) -> None:
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[6, 24])
     parser.add_argument("--photos", type=int, default=200, help="in each shard")
     arguments = parser.parse_args()
+    print(history.stamp(), flush=True)
     for shards in arguments.shards:
         with tempfile.TemporaryDirectory() as folder:
             make_mirror(Path(folder) / "mirror", shards, arguments.photos)

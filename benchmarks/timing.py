@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def report(
         print(f"  {ours} / {theirs}: {median:.2f} ({low:.2f} to {high:.2f}), to reach {least:g}: {reached}")
         rows.append([ours, theirs, median, low, high, least])
     if file:
-        line = {"question": question, "unit": unit, "rates": rates, "pairs": rows, "load": os.getloadavg()[0]}
+        line = {
+            "question": question, "unit": unit, "rates": rates, "pairs": rows, "load": os.getloadavg()[0],
+            "date": str(date.today()), "machine": machine(),
+        }  # fmt: skip
         with open(file, "a") as lines:
             print(json.dumps(line), file=lines)
 

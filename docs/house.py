@@ -14,7 +14,7 @@ PAGE = ROOT / "docs/architecture.md"
 STAGES = ("features", "generators", "model")
 FLOORS = (  # imports run down this list, never up
     ("doors",), ("report",), ("local_features",), ("training",), ("neighbours",), ("features",),
-    ("generators", "model"), ("networks",), ("mirrors",), ("sample",), ("scoring",), ("running",),
+    ("generators", "model"), ("cluster", "networks"), ("mirrors",), ("sample",), ("scoring",), ("running",),
 )  # fmt: skip
 FLOOR = {place: number for number, floor in enumerate(FLOORS) for place in floor}
 

@@ -39,7 +39,7 @@ def test_every_place_says_its_purpose_in_a_line():
 
 
 def test_the_root_has_few_files_and_no_room_is_a_hall():
-    assert len(list(ROOT.glob("*.py"))) <= 14
+    assert len(list(ROOT.glob("*.py"))) <= 15
     for _, path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
 

@@ -41,7 +41,10 @@ NOT_RUN = {  # commands that begin so are looked at, but not run, for this reaso
     "python retrieval.py --work softmax": PUBLIC,
     "python mirror.py shrink https://": PUBLIC,
     "python recognition.py --recipe triplet": PUBLIC,
+    "python recognition.py --recipe small-frozen --weights delg/": "takes a model of others",
+    "python retrieval.py --work delg": "goes on from it",
     "python mirror.py fetch": "downloads photos",
+    "python recognition.py --work work --track": "takes packages of requirements-mlflow.txt",
     "python recognition.py --recipe dinov2-small": "takes weights from a hub",
     "python package_for_kaggle.py": "downloads 0.7 GB of wheels",
     "python cleaning.py": "takes a classifier of scenes",
@@ -69,7 +72,7 @@ def and_stop(read):
         sys.exit()
     return stop
 
-if sys.argv[0].endswith(("recognition.py", "retrieval.py")):
+if sys.argv[0].endswith(("recognition.py", "retrieval.py", "plan.py")):
     recipe.load = and_stop(recipe.load)
 else:
     argparse.ArgumentParser.parse_args = and_stop(argparse.ArgumentParser.parse_args)
@@ -130,6 +133,8 @@ def place(tiny_mirror, tmp_path_factory) -> Path:
     for number, name in enumerate(("eiffel-tower", "tower-bridge")):
         photos_in(folder / "my-photos" / name, 6, seed=10 * number)
     photos_in(folder / "other-photos", 6, seed=20)
+    rows = [f"my-photos/{name}/{number}.jpg,{name}" for name in ("eiffel-tower", "tower-bridge") for number in range(6)]
+    (folder / "my-list.csv").write_text("\n".join(["path,place", *rows]))
     photos_in(folder / "new-photos/My church", 3, seed=40)
     for number, name in enumerate(("photo", "A", "B")):
         (folder / f"{name}.jpg").write_bytes(jpeg(30 + number, (200, 150)))
@@ -194,7 +199,8 @@ def test_every_exception_is_needed():
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
 def test_fences_say_what_they_hold(page):
-    assert {language for language, _ in fences(page)} <= {"sh", "text", "python", "toml", "mermaid", "{toctree}"}
+    known = {"sh", "text", "python", "toml", "yaml", "mermaid", "{toctree}"}
+    assert {language for language, _ in fences(page)} <= known
     assert text_of(page).count("```") == 2 * len(fences(page))
 
 

@@ -3,17 +3,19 @@
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
+from landmarks.cluster import tasks
 from landmarks.local_features.delf_training import train_delf
 from landmarks.local_features.extractors import MODEL_FILES, open_extractor
-from landmarks.local_features.kept import KeptFeatures, keep_features
+from landmarks.local_features.kept import KeptFeatures, job, keep_features
 from landmarks.mirrors.base import Mirror
 from landmarks.running import recipe as recipes
 from landmarks.running.answer_settings import VerificationSettings
@@ -112,7 +114,9 @@ def features_of(
     """
     model = extractor_folder(run, settings, mirror)
     here, there = (run.work / "local" / settings.extractor / split for split in splits)
-    photos = kept_features(settings, run.work, model, mirror, splits[0], files[splits[0]], candidates)
+    photos = kept_features(
+        settings, run.work, model, mirror, splits[0], files[splits[0]], candidates, cluster=run.cluster
+    )
     taken = _size(here)
     one = max(taken / max(len(photos), 1), 1)
     beside = taken if here != there else 0
@@ -129,7 +133,7 @@ def features_of(
             shutil.rmtree(folder)
         else:
             spare -= _size(folder)
-    others = kept_features(settings, run.work, model, mirror, splits[1], files[splits[1]], wanted, most)
+    others = kept_features(settings, run.work, model, mirror, splits[1], files[splits[1]], wanted, most, run.cluster)
     photos = others if here == there else photos  # whose files were written anew
     compared = {identity: [other for other in row if other in others] for identity, row in candidates.items()}
     total, done = (sum(map(len, rows.values())) for rows in (candidates, compared))
@@ -146,6 +150,19 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.npz"))
 
 
+def made_of(settings: VerificationSettings, model: Path) -> dict[str, str | int]:
+    """What local features follow from beside the photo: a digest of the extractor's model, and settings."""
+    digest = hashlib.md5()
+    for path in _model_files(settings, model):
+        digest.update(path.read_bytes())
+    return {"model": digest.hexdigest(), "size": settings.local_size, "points": settings.local_points}
+
+
+def _model_files(settings: VerificationSettings, model: Path) -> list[Path]:
+    names = MODEL_FILES.get(settings.extractor)
+    return [path for path in sorted(model.glob(names)) if path.is_file()] if names else []
+
+
 def kept_features(
     settings: VerificationSettings,
     work: Path,
@@ -155,6 +172,7 @@ def kept_features(
     files: list[Path],
     wanted: Collection[str],
     most: int | None = None,
+    cluster: str = "",
 ) -> KeptFeatures:
     """The local features of the wanted photos of a split, at most so many, made now unless they are in the work folder.
 
@@ -162,9 +180,27 @@ def kept_features(
     """
     open_it = partial(open_extractor, settings.extractor, model, settings.local_points)
     folder = work / "local" / settings.extractor
-    digest = hashlib.md5()
-    made_of = MODEL_FILES.get(settings.extractor)
-    for path in sorted(model.glob(made_of)) if made_of else []:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    prepare_folder(folder / split, [], model=digest.hexdigest(), size=settings.local_size, points=settings.local_points)
-    return keep_features(open_it, mirror, split, files, list(wanted), folder, settings.local_size, work, most)
+    prepare_folder(folder / split, [], **made_of(settings, model))
+
+    def elsewhere(todo: dict[str, list[str]], files: dict[str, Path], add: Callable) -> None:
+        parts = _model_files(settings, model)
+        data = {path.relative_to(model).as_posix(): np.fromfile(path, np.uint8) for path in parts}
+        opener = partial(_open_job, settings.extractor, data, settings.local_points, split, todo, settings.local_size)
+        tasks.share(cluster, opener, mirror, split, files, work, f"local features of {split}", add)
+
+    return keep_features(
+        open_it, mirror, split, files, list(wanted), folder, settings.local_size, work, most,
+        elsewhere if cluster else None,
+    )  # fmt: skip
+
+
+def _open_job(
+    extractor: str, model: dict[str, np.ndarray], points: int, split: str, wanted: dict[str, list[str]], size: int
+) -> Callable[..., None]:
+    """On a node: what makes the file of a shard's local features, by the files of the extractor's model."""
+    with TemporaryDirectory() as folder:
+        for name, data in model.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data.tofile(path)
+        return partial(job, open_extractor(extractor, Path(folder), points), split, wanted, size)

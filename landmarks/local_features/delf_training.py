@@ -279,6 +279,7 @@ def principal_axes(samples: Iterable[np.ndarray], dimensions: int) -> tuple[np.n
 def _samples(sample: Mirror, model: keras.Model, size: int) -> Iterator[np.ndarray]:
     """The best features of the first photos of the sample."""
     ids = ((shard, identity) for shard in sample.stream("train", sample.shard_names("train")) for identity in shard.ids)
+    extract = delf.extractor(model, POINTS)
     for shard, identity in Progress(islice(ids, PCA_PHOTOS), "PCA", PCA_PHOTOS, unit=" photos"):
         check_stop()
-        yield delf.extract(model, decode(shard.read(identity), size), POINTS).descriptors
+        yield extract([decode(shard.read(identity), size)])[0].descriptors

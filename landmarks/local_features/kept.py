@@ -26,6 +26,7 @@ from landmarks.running.skipped import record_skipped
 from landmarks.running.threads import in_threads
 
 DECODED_AHEAD = 16
+TOGETHER = 2**22  # pixels of the photos that are extracted at once: 16 of 512 px
 NOTE = "checked.json"  # beside the files of local features: size and time of those that were read through
 LENGTHS_AT = 26  # bytes into a zip's header of a member: how long its name and its extra field are
 POINT_BYTES = 8  # x and y in a file, as float32; then a byte for each dimension of the descriptor
@@ -71,13 +72,14 @@ def keep_features(
     size: int,
     work: Path,
     most: int | None = None,
+    elsewhere: Callable[[dict[str, list[str]], dict[str, Path], Callable], None] | None = None,
 ) -> KeptFeatures:
     """Write the local features of the wanted photos to `folder/SPLIT/`, those that are not there yet.
 
     A shard has one file, an .npz with an array for each photo, which checks itself whenever it is read. A photo takes
-    8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are one
-    photo and the few that are decoded ahead. What is damaged is made again; photos that cannot be read have no points.
-    A file is read through once, unless it changes: `checked.json` beside them notes which were.
+    8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are a
+    few photos and those that are decoded ahead. What is damaged is made again; photos that cannot be read have no
+    points. A file is read through once, unless it changes: `checked.json` beside them notes which were.
 
     Args:
         open_it: opens the extractor; called only if there is something to do.
@@ -87,6 +89,8 @@ def keep_features(
         work: `skipped.csv` there names photos that could not be read.
         most: so many photos at most: the last of the wanted ones are not made, and of those that are there already the
             ones that are not wanted go first.
+        elsewhere: makes them in place of this machine, given the photos and the file of each shard, and what adds the
+            bytes of a file with these photos, (n,) uint8, to that.
 
     Returns:
         The features of all photos that are kept, also of earlier runs.
@@ -103,16 +107,33 @@ def keep_features(
         if new or not old <= chosen:
             todo[name] = new
     extractor = cache(open_it)
-    if any(todo.values()):
+    if any(todo.values()) and not elsewhere:
         extractor()  # what it lacks is told before a file changes
     for name in [name for name, new in todo.items() if not new]:
         with _rewritten(files[name], chosen & has[files[name]]):
             pass
     todo = {name: new for name, new in todo.items() if new}
+    if elsewhere:
+
+        def add(path: Path, data: np.ndarray) -> None:
+            with _rewritten(path, chosen & has[path]) as file, zipfile.ZipFile(io.BytesIO(data.data)) as made:
+                for member in made.infolist():
+                    file.writestr(zipfile.ZipInfo(member.filename), made.read(member))
+
+        elsewhere(todo, {name: files[name] for name in todo}, add)
+        todo = {}
     for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
     return KeptFeatures([path for path in files.values() if path.exists()])
+
+
+def job(
+    extract: Extractor, split: str, wanted: Mapping[str, list[str]], size: int, _: Mirror, shard: Shard, path: Path,
+    work: Path,
+) -> None:  # fmt: skip
+    """Write a file of the local features of those photos of a shard that are wanted of it."""
+    _keep_shard(extract, shard, split, wanted[shard.name], path, (), size, work)
 
 
 @contextmanager
@@ -139,14 +160,20 @@ def _keep_shard(
     """Write a shard's file: those of the `old` photos in it, then the `new` ones."""
     unreadable = []
     with _rewritten(path, old) as file:
-        photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
-        decoded = Progress(photos, path.stem, len(new), unit=" photos", leave=False)
-        for identity, photo in zip(new, decoded, strict=True):
+        together = max(1, TOGETHER // size**2)
+        decoded = in_threads(partial(_decode, shard, size), new, 2 * together)
+        photos = zip(new, Progress(decoded, path.stem, len(new), unit=" photos", leave=False), strict=True)
+        while some := dict(islice(photos, together)):
             check_stop()
-            if isinstance(photo, str):
-                unreadable.append((identity, photo))
-            seen = isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
-            _write(file, identity, extract(photo) if seen else none_found())
+            unreadable += [(identity, photo) for identity, photo in some.items() if isinstance(photo, str)]
+            seen = {
+                identity: photo
+                for identity, photo in some.items()
+                if isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
+            }
+            found = dict(zip(seen, extract(list(seen.values())), strict=True)) if seen else {}
+            for identity in some:
+                _write(file, identity, found.get(identity, none_found()))
     record_skipped(work, split, shard.name, [*shard.refused, *unreadable])
 
 
@@ -160,7 +187,7 @@ def _decode(shard: Shard, size: int, identity: str) -> np.ndarray | str:
 def _write(file: zipfile.ZipFile, identity: str, features: LocalFeatures) -> None:
     array = io.BytesIO()
     np.save(array, _pack(features), allow_pickle=False)
-    file.writestr(f"{identity}.npy", array.getvalue())
+    file.writestr(zipfile.ZipInfo(f"{identity}.npy"), array.getvalue())  # which has no time: the same bytes again
 
 
 def _pack(features: LocalFeatures) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Points with descriptors, the local features of a photo, and the photo as they are found in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class LocalFeatures(NamedTuple):
     descriptors: np.ndarray  # (N, D) float32, L2-normalised
 
 
-Extractor = Callable[[np.ndarray], LocalFeatures]
+Extractor = Callable[[Sequence[np.ndarray]], list[LocalFeatures]]  # of several photos, as large as they are
 
 
 def decode(data: bytes, size: int) -> np.ndarray:

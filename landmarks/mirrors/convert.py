@@ -1,9 +1,9 @@
-"""Make a mirror out of something else: a folder per landmark, a list of URLs, a larger mirror."""
+"""Make a mirror out of something else: a folder per landmark, a list, a data set of others, a larger mirror."""
 
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from landmarks.mirrors import download, images
+from landmarks.mirrors import download, images, labelled
 from landmarks.mirrors.addresses import require_no_proxy
 from landmarks.mirrors.base import SOLUTIONS, SPLITS
 from landmarks.mirrors.build import (
@@ -25,9 +25,9 @@ from landmarks.mirrors.build import (
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
 from landmarks.mirrors.summary import summary
-from landmarks.mirrors.survey import require_enough, survey
+from landmarks.mirrors.survey import Survey, read_file, require_enough, survey, survey_listed
 from landmarks.running.command import InputError
-from landmarks.running.files import md5, whole
+from landmarks.running.files import md5, require_space, whole
 from landmarks.running.locks import held
 from landmarks.running.progress import Progress
 
@@ -37,32 +37,57 @@ METADATA = [
 MAX_UNANSWERED = 50  # downloads in a row, after which it is the network and not the photos
 
 
-def import_folder(folder: Path, out: Path, non_landmarks: Path | None, seed: int, nested: bool = False) -> None:
-    """A folder of photos per landmark, and a folder of photos of none, become a mirror in `out` with solutions.
+def import_folder(
+    folder: Path, out: Path, non_landmarks: Path | None, seed: int, nested: bool = False, label: str = ""
+) -> None:
+    """Photos with their landmarks, and a folder of photos of none, become a mirror in `out` with solutions.
 
-    With `nested` folders at any depth are landmarks, each that holds photos itself.
+    They are a folder per landmark; with `nested` folders at any depth are landmarks, each that holds photos itself. Or
+    they are listed as `labelled` has it, by `label`.
     """
     folder, none = folder.resolve(), non_landmarks and non_landmarks.resolve()
-    for given in filter(None, (folder, none)):
+    lists = labelled.is_labelled(folder)
+    for given in filter(None, (None if folder.is_file() else folder, none)):
         if not given.is_dir():
             raise InputError(f"{given} is no folder")
         if out.resolve().is_relative_to(given):
             raise InputError(f"{out} lies in {given}, where photos are looked for; give another folder for the mirror")
     if none and folder.is_relative_to(none):
         raise InputError(f"--non-landmarks {none} holds {folder}; give a folder beside or in it")
+    if nested and lists:
+        raise InputError(f"--nested is for folders of photos, and {folder} lists them")
+    if label and not lists:
+        raise InputError(f"--label is for photos that are listed, and {folder} has a folder per landmark")
+    if not lists:
+        found = survey(folder, none, nested)
+        with held(out):
+            _write(found, read_file, folder, out, seed)
+        return
+    unpacked = out / "unpacked"
+    with held(out):
+        try:
+            shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+            found, read = survey_listed(folder, labelled.listed(folder, unpacked, label), none)
+            _write(found, read, folder, out, seed)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
 
-    found = survey(folder, none, nested)
+
+def _write(found: Survey, read: Callable[[str], bytes], source: Path, out: Path, seed: int) -> None:
     photos = _divide(found.photos, seed)
     digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
-    with held(out):
-        _claim(out, f"import {folder} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
-        record_failures(out, found.passed_over)
-        near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])
-        if len(near):
-            near = near.assign(group=near.groupby("group").ngroup(), url=near["url"].map(printable))
-            write_csv(out / "near_duplicates.csv", near[["group", "id", "url", "landmark_id", "split"]])
-        written = build_mirror(photos, _read_as_jpeg, out, found.categories)
-        print(summary(out.name, written, read_failures(out)["reason"]))
+    if read is read_file:  # of photos within other files nobody knows before they are read
+        there = sum(path.stat().st_size for path in out.glob("*/images_*.tar"))
+        size = sum(Path(url).stat().st_size for url in photos["url"])
+        require_space(out, size - there, f"the photos of {source} take")
+    _claim(out, f"import {source} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
+    record_failures(out, found.passed_over)
+    near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])
+    if len(near):
+        near = near.assign(group=near.groupby("group").ngroup(), url=near["url"].map(printable))
+        write_csv(out / "near_duplicates.csv", near[["group", "id", "url", "landmark_id", "split"]])
+    written = build_mirror(photos, lambda url: images.as_jpeg(read(url)), out, found.categories)
+    print(summary(out.name, written, read_failures(out)["reason"]))
 
 
 def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, allow_private: bool = False) -> None:
@@ -210,7 +235,3 @@ def _claim(out: Path, what: str, splits: Iterable[str]) -> None:
     for note in notes:
         with whole(note) as part:
             part.write_bytes(stated)
-
-
-def _read_as_jpeg(path: str) -> bytes:
-    return images.as_jpeg(Path(path).read_bytes())

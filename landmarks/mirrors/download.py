@@ -1,19 +1,21 @@
-"""HTTP: does a file exist, and download it whole, through cuts and server errors."""
+"""Does a URL's file exist, and download it whole, through cuts and server errors: by HTTP; see stores.py for others."""
 
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import requests
 import urllib3
 
+from landmarks.mirrors import stores
 from landmarks.mirrors.addresses import PublicAdapter
-from landmarks.mirrors.outages import PATIENCE, Failure, Unanswered, failure_of, persist, receive_answer
+from landmarks.mirrors.outages import PATIENCE, Absent, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.files import require_space, to_disk
+from landmarks.running.files import arrived, require_space, to_disk
 from landmarks.running.progress import Progress, size_of
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
@@ -29,10 +31,6 @@ REFUSALS = {
     404: ("the server has no such file", "check the address"),
     410: ("the server has no such file any more", "check the address"),
 }
-
-
-class Absent(InputError):
-    """The server does not give a file: 404, 410, or 403, which S3 says of a missing one too."""
 
 
 def _session(adapter: requests.adapters.HTTPAdapter) -> requests.Session:
@@ -71,7 +69,7 @@ def absence(url: str, patience: float = PATIENCE) -> str:
         response.close()
 
     try:
-        persist(url, ask, patience)
+        persist(url, partial(stores.find, url) if stores.is_store(url) else ask, patience)
     except Absent as reason:
         return str(reason)
     return ""
@@ -87,7 +85,7 @@ def download(
 ) -> bool:
     """Download `url` to `path`, which appears only when it is whole; False when the server does not give such a file.
 
-    A cut transfer goes on where it was by a Range request; with `resume` also one that an earlier process began.
+    A cut transfer goes on where it was by a range; with `resume` also one that an earlier process began.
     What has arrived is kept when it fails.
 
     Args:
@@ -102,9 +100,9 @@ def download(
     part = path.with_name(path.name + ".part")
     if not resume:
         part.unlink(missing_ok=True)
-    transfer = _Transfer(url, part, limit, check)
+    transfer = (stores.Transfer if stores.is_store(url) else _Transfer)(url, part, limit, check)
     try:
-        persist(url, transfer.receive, patience, arrived=lambda: _size(part), check=check)
+        persist(url, transfer.receive, patience, arrived=lambda: arrived(part), check=check)
     except Absent:
         return False
     if not resume:  # a table has no md5 that would tell a half-written one after a power cut, as a shard has
@@ -184,7 +182,7 @@ class _Transfer:
 
     def receive(self) -> None:
         """Bring `part` to its full length; raise Failure, keeping what arrived, when the transfer ends before."""
-        begin = _size(self.part)
+        begin = arrived(self.part)
         response = _ask(self.url, {"Range": f"bytes={begin}-", **self.validator} if begin else {})
         with response:
             if response.status_code == 416:
@@ -209,8 +207,8 @@ class _Transfer:
             unchanged = response.headers.get("Last-Modified" if weak else "ETag")
             self.validator = {"If-Range": unchanged} if unchanged else {}
             self._copy_body(response, begin, total, encoded)
-        if total is not None and _size(self.part) != total:
-            raise Failure(f"the transfer was cut at {size_of(_size(self.part))} of {size_of(total)}")
+        if total is not None and arrived(self.part) != total:
+            raise Failure(f"the transfer was cut at {size_of(arrived(self.part))} of {size_of(total)}")
 
     def _begin_again(self, reason: str) -> NoReturn:
         self.part.unlink(missing_ok=True)
@@ -232,7 +230,3 @@ class _Transfer:
                         raise InputError(f"{self.url} sends more than {size_of(self.limit)}, which are not accepted")
             except CUT as error:
                 raise failure_of(error) from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.request import url2pathname
 
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.build import build_mirror
@@ -12,7 +13,7 @@ from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError
 from landmarks.running.locks import held, require_idle
-from landmarks.running.settings import MirrorSettings
+from landmarks.running.settings import URLS, MirrorSettings
 from landmarks.sample import photos
 
 
@@ -29,10 +30,11 @@ def open_mirror(
         InputError: there is no such folder.
     """
     require_place(source)
+    source = _without_scheme(source)
     if cache is None:
         cache = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    if source.startswith(("http://", "https://")):
+    if source.startswith(URLS):
         return WebMirror(source, cache, settings)
     if source == "sample":
         folder = cache / f"sample-{seed}"
@@ -45,11 +47,15 @@ def open_mirror(
 
 def require_place(source: str) -> None:
     """Raise InputError unless `source` is `sample`, a URL, or a folder that is there."""
-    if source != "sample" and not source.startswith(("http://", "https://")) and not Path(source).is_dir():
+    if source != "sample" and not source.startswith(URLS) and not Path(_without_scheme(source)).is_dir():
         raise InputError(
-            f"mirror {source!r} is no folder; give `sample`, a URL with http:// or https://, or a "
+            f"mirror {source!r} is no folder; give `sample`, a URL with {', '.join(URLS[:-1])} or {URLS[-1]}, or a "
             "folder, such as `python mirror.py shrink` and `import` make"
         )
+
+
+def _without_scheme(source: str) -> str:
+    return url2pathname(source.removeprefix("file://")) if source.startswith("file://") else source
 
 
 def make_sample(

@@ -50,6 +50,10 @@ class Failure(Exception):
         return f"{self.cause}; {self.advice}"
 
 
+class Absent(InputError):
+    """The server does not give a file: 404, 410, or 403, which S3 says of a missing one too."""
+
+
 class Unanswered(InputError):
     """No answer, or no whole one, for as long as the patience lasted. Its cause is the last `Failure`."""
 
@@ -74,7 +78,7 @@ def persist(
     Raises:
         Unanswered: the patience or the tries are at an end, or another try would mend nothing.
     """
-    server = _server(url)
+    server = server_of(url)
     since, most, failures, is_said = clock(), arrived(), 0, False
     while True:
         try:
@@ -108,7 +112,7 @@ def receive_answer(url: str, response: requests.Response) -> None:
     status = response.status_code
     # Without Retry-After a 5xx may come from a proxy that has not found the server.
     if status < 500 or "Retry-After" in response.headers:
-        answered.add(_server(url))
+        answered.add(server_of(url))
     if status in (408, 429) or (status >= 500 and status != 501):
         response.close()
         cause = "the server is asked too often" if status == 429 else "the server has trouble of its own"
@@ -127,7 +131,8 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(f"{type(layers[-1]).__name__}: {layers[-1]}"[:200])
 
 
-def _server(url: str) -> str:
+def server_of(url: str) -> str:
+    """What is away when a URL is: its scheme and host, or bucket."""
     return "/".join(url.split("/")[:3])
 
 

@@ -5,7 +5,7 @@ import re
 import stat
 import tarfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -79,26 +79,12 @@ class TarShard:
         self.ids = list(self.places)
 
     def _read_directory(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        end = 0
-        with tarfile.open(fileobj=_Headers(self._file), mode="r:") as tar:
-            for count, member in enumerate(tar, 1):
-                if count > MAX_MEMBERS:
-                    raise DamagedShard(f"more than {MAX_MEMBERS:,} members")
-                if len(tar.pax_headers) > MAX_GLOBAL:
-                    raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
-                if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
-                    raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
-                end = tar.offset
-                reason = self._reason_to_refuse(member)
-                if reason:
-                    self.refused.append((member.name, reason))
-                elif not member.isdir():
-                    self.places[member.name[len("a/b/c/") : -len(".jpg")]] = (member.offset_data, member.size)
-        self._file.seek(end)
-        tail = self._file.read(2 * tarfile.BLOCKSIZE)
-        if len(tail) < tarfile.BLOCKSIZE or any(tail):
-            raise DamagedShard("cut before the end-of-archive block")
+        for member in read_members(self._file):
+            reason = self._reason_to_refuse(member)
+            if reason:
+                self.refused.append((member.name, reason))
+            elif not member.isdir():
+                self.places[member.name[len("a/b/c/") : -len(".jpg")]] = (member.offset_data, member.size)
 
     def _reason_to_refuse(self, member: tarfile.TarInfo) -> str | None:
         if member.isdir():
@@ -131,6 +117,29 @@ class TarShard:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, as its headers tell them, with bounds on what these may claim.
+
+    Raises DamagedShard where it is cut or malformed, and what tarfile does.
+    """
+    size = os.fstat(file.fileno()).st_size
+    end = 0
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        for count, member in enumerate(tar, 1):
+            if count > MAX_MEMBERS:
+                raise DamagedShard(f"more than {MAX_MEMBERS:,} members")
+            if len(tar.pax_headers) > MAX_GLOBAL:
+                raise DamagedShard(f"{len(tar.pax_headers):,} records for all members")
+            if not end < tar.offset <= size:  # tarfile of some Python versions would go round in circles
+                raise DamagedShard(f"cut within member {member.name[:100]!a}, or of a wrong size")
+            end = tar.offset
+            yield member
+    file.seek(end)
+    tail = file.read(2 * tarfile.BLOCKSIZE)
+    if len(tail) < tarfile.BLOCKSIZE or any(tail):
+        raise DamagedShard("cut before the end-of-archive block")
 
 
 class _Headers:

@@ -1,17 +1,20 @@
-"""A folder of photos per landmark, looked through before anything is written: what is taken, and why not the rest."""
+"""Photos of landmarks, looked through before anything is written: what is taken, and why not the rest."""
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from landmarks.mirrors import duplicates, images
 from landmarks.mirrors.images import UnreadablePhoto
-from landmarks.mirrors.shards import MAX_PHOTO_BYTES
+from landmarks.mirrors.shards import read_photo
 from landmarks.mirrors.summary import kinds
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.progress import Progress
@@ -21,6 +24,16 @@ pd.set_option("mode.string_storage", "python")  # Arrow's strings refuse the nam
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp"} | HEIF_SUFFIXES
 FOLDERS_NAMED = 3
+NUMBER = re.compile(r"\d{1,18}", re.ASCII)  # that a landmark's id may be
+
+
+class Listed(NamedTuple):
+    """A photo in a list: where it came from, where it lies, its label, None for no landmark; or its fault."""
+
+    name: str
+    place: Path | None  # None: it is passed over
+    label: str | None
+    fault: str = ""
 
 
 @dataclass
@@ -53,6 +66,26 @@ def survey(folder: Path, none: Path | None, nested: bool) -> Survey:
     _leave_out_copies(found)
     _require(found, folder, none)
     return found
+
+
+def survey_listed(source: Path, photos: list[Listed], none: Path | None) -> tuple[Survey, Callable[[str], bytes]]:
+    """As `survey`, of photos that are listed with their labels, and what reads one by its `url`.
+
+    Labels are the landmarks' names; where all of them are whole numbers they are their ids, too.
+
+    Raises:
+        InputError: too few are left for train, index and test.
+    """
+    found, places = _of_list(photos, none)
+
+    def read(url: str) -> bytes:
+        return read_photo(places[url])
+
+    _require(found, source, none)
+    _leave_out_unreadable(found, read)
+    _leave_out_copies(found)
+    _require(found, source, none)
+    return found, read
 
 
 def survey_more(
@@ -123,7 +156,7 @@ def _list_files(folder: Path, none: Path | None, nested: bool, loose: bool = Fal
     passed_over, photos = [], []
     for path, name in files:
         landmark = None if name.startswith("/") or (loose and path.parent == folder) else path.parent
-        if reason := _reason_to_pass_over(path) or ("in no landmark's folder" if landmark == folder else None):
+        if reason := reason_to_pass_over(path) or ("in no landmark's folder" if landmark == folder else None):
             passed_over.append((_identity(name), str(path), reason))
         else:
             photos.append((_identity(name), str(path), landmark))
@@ -147,6 +180,32 @@ def _list_files(folder: Path, none: Path | None, nested: bool, loose: bool = Fal
     return Survey(table, categories, passed_over)
 
 
+def _of_list(photos: list[Listed], none: Path | None) -> tuple[Survey, dict[str, Path]]:
+    """What is listed, and the photos below `none`; and where each lies, by its `url`."""
+    listed = list(photos)
+    for path in _files_below(none) if none else ():
+        fault = reason_to_pass_over(path)
+        listed.append(
+            Listed(f"/{path.relative_to(none or path).as_posix()}", None if fault else path, None, fault or "")
+        )
+    passed_over = [(_identity(one.name), one.name, one.fault) for one in listed if one.place is None]
+    places = {one.name: one.place for one in listed if one.place is not None}
+    names = [one.name for one in listed if one.place is not None]
+    labels = pd.Series([one.label for one in listed if one.place is not None], dtype=object)
+    table = pd.DataFrame({"id": list(map(_identity, names)), "url": names, "label": labels})
+    said = table.groupby("id")["label"].transform(lambda some: some.fillna("").nunique())
+    again = table.duplicated("id") | (said > 1)
+    for row, count in zip(table[again].itertuples(), said[again], strict=True):
+        passed_over.append((row.id, row.url, "listed with two labels" if count > 1 else "listed twice"))
+    table = table[~again].reset_index(drop=True)
+    known = sorted(set(table["label"].dropna()))
+    numbered = all(NUMBER.fullmatch(label) for label in known) and len(set(map(int, known))) == len(known)
+    numbers = {label: int(label) if numbered else number for number, label in enumerate(known, 1)}
+    table["landmark_id"] = table.pop("label").map(numbers).astype("Int64")
+    table["group"] = range(len(table))
+    return Survey(table, {number: label for label, number in numbers.items()}, passed_over), places
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     """Files and links, sorted. Of the links to folders only those in `folder` itself are followed."""
     for place in sorted(folder.iterdir()):
@@ -155,7 +214,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _reason_to_pass_over(path: Path) -> str | None:
+def reason_to_pass_over(path: Path) -> str | None:
+    """Why a file cannot be a photo, by its name; None if it may be one."""
     suffix = path.suffix.lower()
     if not path.is_file():
         return "a link to a folder, or to nothing"
@@ -170,9 +230,16 @@ def _identity(name: str) -> str:
     return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
 
 
-def _leave_out_unreadable(found: Survey) -> None:
+def read_file(path: str) -> bytes:
+    """The encoded photo at a path. Raises OSError if it cannot be read, or is too large."""
+    return read_photo(Path(path))
+
+
+def _leave_out_unreadable(found: Survey, read: Callable[[str], bytes] = read_file) -> None:
     photos = found.photos
-    results = Progress(in_threads(_look, photos["url"], ahead=256), "looking through", len(photos), unit=" photos")
+    results = Progress(
+        in_threads(partial(_look, read), photos["url"], ahead=256), "looking through", len(photos), unit=" photos"
+    )
     looks = pd.DataFrame(list(results), photos.index, ["bytes", "hash", "fault"])
     unreadable = looks["fault"].notna()
     found.passed_over += zip(
@@ -181,13 +248,11 @@ def _leave_out_unreadable(found: Survey) -> None:
     found.photos = photos.join(looks[["bytes", "hash"]])[~unreadable]
 
 
-def _look(path: str) -> tuple[int, np.uint64, str | None]:
+def _look(read: Callable[[str], bytes], url: str) -> tuple[int, np.uint64, str | None]:
     """A photo's bytes and perceptual hash, or why it cannot be read."""
     check_stop()
     try:
-        if Path(path).stat().st_size > MAX_PHOTO_BYTES:
-            return 0, np.uint64(0), f"larger than {MAX_PHOTO_BYTES >> 20} MiB"
-        data = Path(path).read_bytes()
+        data = read(url)
         return len(data), duplicates.perceptual_hash(images.open_photo(data, 64), data), None
     except OSError as error:
         return 0, np.uint64(0), error.strerror or str(error)

@@ -36,6 +36,7 @@ class WebMirror(Mirror):
         self.url = self.name
         self.cache = cache
         self._shard_counts: dict[str, int] = {}
+        self._noting = threading.Lock()
 
     def path(self, relative: str) -> Path | None:
         path = self.cache / relative
@@ -71,13 +72,16 @@ class WebMirror(Mirror):
             if abandoned.is_set():
                 raise command.Stopped("the shards are not wanted any more")
 
-        pool = ThreadPoolExecutor(max_workers=1)  # one at a time: the next one is wanted first
+        pool = ThreadPoolExecutor(max(1, self.settings.ahead))  # a server may give one connection less than the link
+        fetched: deque[tuple[str, Future]] = deque()
 
-        def fetch_next(count: int) -> list[tuple[str, Future]]:
-            return [(name, pool.submit(self._fetch, split, name, check)) for name in islice(waiting, count)]
+        def fetch_next(count: int) -> None:
+            for name in islice(waiting, count):
+                under_way = dict(fetched).get(name)
+                fetched.append((name, under_way or pool.submit(self._fetch, split, name, check)))
 
         try:
-            fetched = deque(fetch_next(self.settings.ahead + 1))
+            fetch_next(self.settings.ahead + 1)
             while fetched:
                 name, path = fetched.popleft()
                 with closing(TarShard(path.result(), salvage=not self.settings.strict)) as shard:
@@ -86,7 +90,7 @@ class WebMirror(Mirror):
                     yield shard
                 if name not in dict(fetched):  # an epoch may begin with the shard that the last one ended with
                     shard.path.unlink()
-                fetched.extend(fetch_next(1))
+                fetch_next(1)
         finally:
             abandoned.set()
             pool.shutdown(cancel_futures=True)
@@ -149,7 +153,7 @@ class WebMirror(Mirror):
                 fault = shard.damage
                 if not fault or (is_second and not self.settings.strict):
                     if not (matches or fault):
-                        self._accept_mismatch(relative, expected, found)
+                        self.accept_mismatch(relative, expected, found)
                     return path
             path.unlink()
             (self.cache / f"md5sum/{split}/md5.{name}.txt").unlink(missing_ok=True)  # which may be what arrived wrong
@@ -158,9 +162,11 @@ class WebMirror(Mirror):
     def _accepted_mismatches(self) -> set[str]:
         return {found for _, _, found in read_rows(self.cache / MISMATCHES)}
 
-    def _accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+    def accept_mismatch(self, relative: str, expected: str | None, found: str) -> None:
+        """Record that a shard is used although its md5 is another one than the published, and warn of it."""
         path = self.cache / MISMATCHES
-        append_rows(path, ["shard", "expected", "found"], [[relative, expected or "", found]])
+        with self._noting:
+            append_rows(path, ["shard", "expected", "found"], [[relative, expected or "", found]])
         warn(
             f"{self.url}/{relative} has md5 {found}, published is {expected}, after a second download too; "
             f"used, because the tar reads whole, and recorded in {path}"

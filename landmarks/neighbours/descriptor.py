@@ -26,6 +26,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_ours, whole_folder
 from landmarks.running.locks import held
 from landmarks.running.settings import MirrorSettings
+from landmarks.running.version import version as ours
 
 if TYPE_CHECKING:
     import keras
@@ -145,6 +146,6 @@ def write(
             "input": {"name": export.INPUT, "shape": ["height", "width", 3], "type": "uint8"},
             "output": {"name": export.OUTPUT, "shape": list(expected[0].shape), "type": "float32"},
             "largest_difference": difference,
-            "versions": {package: version(package) for package in packages},
+            "versions": {"landmarks": ours(), **{package: version(package) for package in packages}},
         }
         (part / NOTE).write_text(json.dumps(about, indent=2), encoding="utf-8")

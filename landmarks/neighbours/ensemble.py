@@ -1,8 +1,10 @@
 """Several models: the embeddings that each has of a photo, side by side, are one longer embedding."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import keras
@@ -15,14 +17,15 @@ import model as models
 from features import UNWHITENED
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.images import decode
-from landmarks.mirrors.shards import Shard
+from landmarks.mirrors.shards import Shard, valid_id
 from landmarks.networks import export
 from landmarks.networks import whitening as whitenings
 from landmarks.networks.engines import Compiled
+from landmarks.networks.frozen import Frozen
 from landmarks.networks.layers import Squash, unit
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
-from landmarks.running.arrays import digest
+from landmarks.running.arrays import SortedIds, digest
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.features_file import (
     Features,
@@ -82,6 +85,8 @@ def embed(
 ) -> dict[str, list[Path]] | None:
     """The features files of some splits, by the model in the work folder, or by several models side by side.
 
+    The shards are embedded on the cluster `run.cluster`, where there is one.
+
     The model of `run.work` embeds with these settings; each other one with those that its work folder keeps, into it.
     What several say together goes to `run.work` too: to `together/` where that has a model of its own.
 
@@ -96,7 +101,7 @@ def embed(
         embed_split = partial(
             features.embed, _predictor(one.folder, one.settings, one.image_size), one.landmarks, mirror,
             work=one.folder, settings=one.settings, image_size=one.image_size, batch_size=one.batch_size,
-            shards=run.shards, whitening=one.whitening,
+            shards=run.shards, whitening=one.whitening, elsewhere=_elsewhere(run.cluster, one),
         )  # fmt: skip
         by_model.append({split: files for split in splits if (files := embed_split(split)) is not None})
     if any(len(files) < len(splits) for files in by_model):
@@ -106,7 +111,7 @@ def embed(
     return {split: join([files[split] for files in by_model], _weights(run), run.features / split) for split in splits}
 
 
-def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame) -> None:
+def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.DataFrame, cluster: str = "") -> None:
     """Find the whitening of the model in a work folder, `WORK/whitening.npz`, unless it is there.
 
     It is found from train photos in the first shards, as many as `whitening_photos` says; their embeddings stay in
@@ -128,6 +133,7 @@ def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.D
     files = features.embed(
         _predictor(work, settings, size), landmarks, mirror, "train", work, settings, size, own.training.batch_size,
         folder=UNWHITENED, first=first,
+        elsewhere=_elsewhere(cluster, Member(work, landmarks, settings, size, own.training.batch_size, None)),
     )  # fmt: skip
     found = concatenate([load_features(path) for path in files or []])
     found = take(found, np.isin(found.ids, labels.index))
@@ -155,6 +161,31 @@ def _whitening(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, i
 def _whitening_note(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> str:
     how = settings.whitening, settings.dimensions, settings.whitening_photos
     return digest(*features.seen_by(work, landmarks, settings, image_size), how)
+
+
+def _elsewhere(cluster: str, one: Member) -> Callable | None:
+    """What `features.embed` takes to embed on a cluster; None without one."""
+    if not cluster:
+        return None
+    from landmarks.cluster import tasks
+
+    def elsewhere(mirror: Mirror, split: str, files: dict[str, Path], work: Path, how: tuple) -> None:
+        landmarks, split, listed, *rest = how
+        how = landmarks, split, SortedIds(filter(valid_id, listed)), *rest
+        model = np.fromfile(one.folder / "model.keras", np.uint8)
+        opener = partial(_open, model, one.settings.model_dump(), one.image_size, how)
+        tasks.share(cluster, opener, mirror, split, files, work, f"embed {split}")
+
+    return elsewhere
+
+
+def _open(model: np.ndarray, settings: dict, image_size: int, how: tuple) -> Callable:
+    """On a node: what embeds shards, as `features.embed_file` does, by the bytes of the model's file."""
+    with TemporaryDirectory() as folder:
+        model.tofile(Path(folder) / "model.keras")
+        how_to_embed = EmbeddingSettings(**settings)
+        predictor = Compiled(_predictor(Path(folder), how_to_embed, image_size), how_to_embed.engine)
+        return partial(features.embed_file, predictor, *how)
 
 
 def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> keras.Model:
@@ -209,11 +240,16 @@ def as_one(run: RunSettings, settings: EmbeddingSettings) -> keras.Model:
 
     Input and output have the names of `landmarks.networks.export`. What is left out is the rounding of embeddings to
     float16, and the scaling of a JPEG as it is decoded.
+
+    Raises InputError if a network of another runtime is within, which no converter can take.
     """
     photo = keras.Input(batch_shape=(None, None, 3), dtype="uint8", name=export.INPUT)
     parts = []
     for one, weight in zip(members(run, settings), _weights(run), strict=True):
-        model = export.as_float32(models.load(one.folder / "model.keras"))
+        model = models.load(one.folder / "model.keras")
+        if any(isinstance(layer, Frozen) for layer in model._flatten_layers()):
+            raise InputError(f"{one.folder} has a network of another runtime, which cannot be exported")
+        model = export.as_float32(model)
         headless = keras.Model(model.input, model.get_layer("embedding").output)  # heads may be most of the weights
         sizes = one.settings.sizes(one.image_size)
         predictor = models.predictor(headless, one.settings.mirrored, sizes, one.settings.scale_pooling)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from landmarks.neighbours import voting
+from landmarks.neighbours import approximate, voting
 from landmarks.neighbours.nonlandmarks import References, write_features
 from landmarks.neighbours.search import Neighbours, search, without_itself
 from landmarks.neighbours.voting import HeadScores
@@ -63,7 +63,9 @@ def recognise(
     train_files, train = voting.gallery(settings.recognizer, files["train"], voters, run.work)
     kept = run.work / "neighbours"
     keep = kept / f"test-by-{settings.recognizer}"
-    neighbours, train_landmark = voting.nearest(files["test"], train_files, train, how.depth, run.index_parts, keep)
+    neighbours, train_landmark = voting.nearest(
+        files["test"], train_files, train, how.depth, run.index_parts, keep, approximate.chosen(run)
+    )
     head = voting.head_scores(files["test"]) if settings.blend else None
     if not references:
         landmark, score = voting.vote(neighbours, train_landmark, how.votes, how.power, head, settings.blend)

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,36 @@ class Neighbours(NamedTuple):
     index_landmark: np.ndarray | None  # (N,) int64
 
 
+class Part(NamedTuple):
+    """Consecutive files of the index, which are searched together."""
+
+    files: list[tuple[Path, np.ndarray | slice]]  # each with the rows that may be found
+    start: int  # position of the first photo
+    photos: int
+    dimension: int
+
+
+class Query(NamedTuple):
+    """A file of queries, and the k nearest in the parts so far, best first."""
+
+    path: Path
+    similarities: np.ndarray  # (n, k) float32
+    positions: np.ndarray  # (n, k) int32
+
+
+# Brings the nearest of a part into what some queries have, in place, and yields their numbers as they are done.
+Scan = Callable[[Part, list[Query], Progress], Iterator[int]]
+Search = Callable[..., Neighbours]  # of the arguments of `search`, but for the scan
+
+
+def scan_all(part: Part, queries: list[Query], bar: Progress) -> Iterator[int]:
+    """The exact scan: all pairs, with the part in memory as float32."""
+    _read_part(part.files, embeddings := np.empty((part.photos, part.dimension), np.float32))
+    for number, query in enumerate(queries):
+        _search_file(query.path, embeddings, part.start, query.similarities, query.positions, bar)
+        yield number
+
+
 def search(
     query_files: list[Path],
     index_files: list[Path],
@@ -43,6 +73,8 @@ def search(
     parts: int = 1,
     wanted: pd.Index | None = None,
     keep: Path | None = None,
+    scan: Scan = scan_all,
+    scanned_by: str = "",
 ) -> Neighbours:
     """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
 
@@ -57,6 +89,7 @@ def search(
             bytes a query). So a search that is stopped, or killed, costs one part for one query file, and a finished
             one is read by whoever asks for as many neighbours or fewer, in whatever parts. Results of other embeddings
             or other `wanted` photos, and damaged ones, are made anew; other files there are deleted.
+        scan: what searches a part; `scanned_by` tells its results from those of other scans.
 
     Raises:
         InputError: there are no files, one is damaged, or they are not all of one model.
@@ -64,7 +97,7 @@ def search(
     """
     if not query_files or not index_files:
         raise InputError("no features files to search: embed the queries and the index first")
-    outlines = _outlines([*query_files, *index_files])
+    outlines = outlines_of([*query_files, *index_files])
     queries, index = outlines[: len(query_files)], outlines[len(query_files) :]
     del outlines  # so that ids which are not wanted go
     chosen = [slice(None) if wanted is None else wanted.get_indexer(one.ids) >= 0 for one in index]
@@ -81,7 +114,7 @@ def search(
     similarities = np.full((ends[-1], k), -np.inf, np.float32)
     positions = np.full((ends[-1], k), -1, np.int32)
     results = [(similarities[rows], positions[rows]) for rows in rows_of]
-    stamps = [_stamps(query, index, chosen, groups) for query in queries]
+    stamps = [_stamps(f"{query.crc32}{scanned_by}", index, chosen, groups) for query in queries]
     done = [0] * len(queries)  # in so many parts each query file was searched before
     if keep is not None:
         delete_others(keep, query_files)
@@ -90,15 +123,14 @@ def search(
     already = sum(len(query.ids) * sum(photos[:searched]) for query, searched in zip(queries, done, strict=True))
     total = len(similarities) * sum(photos)
     with Progress(total=total, initial=already, desc="search", unit="pair", unit_scale=True) as bar:
-        memory = np.empty((max(photos[min(done) :], default=0), queries[0].dimension), np.float32)
         for number in range(min(done), len(groups)):
-            part, start = memory[: photos[number]], sum(photos[:number])
-            _read_part([(index_files[file], chosen[file]) for file in groups[number]], part)
-            for path, stamp, result, searched in zip(query_files, stamps, results, done, strict=True):
-                if searched <= number:
-                    _search_file(path, part, start, *result, bar)
-                    if keep is not None:
-                        keep_result(keep / path.name, stamp[number + 1], *result)
+            rows = [(index_files[file], chosen[file]) for file in groups[number]]
+            part = Part(rows, sum(photos[:number]), photos[number], queries[0].dimension)
+            todo = [place for place, searched in enumerate(done) if searched <= number]
+            for finished in scan(part, [Query(query_files[place], *results[place]) for place in todo], bar):
+                place = todo[finished]
+                if keep is not None:
+                    keep_result(keep / query_files[place].name, stamps[place][number + 1], *results[place])
     _order(similarities, positions)
     (query_ids, query_landmark), (index_ids, index_landmark) = _labels(queries), _labels(index)
     return Neighbours(query_ids, index_ids, similarities, positions, query_landmark, index_landmark)
@@ -117,7 +149,7 @@ class Index:
     """
 
     def __init__(self, files: list[Path], chosen: np.ndarray | None = None, more: Features | None = None):
-        outlines = _outlines(files)
+        outlines = outlines_of(files)
         ends = np.cumsum([len(one.ids) for one in outlines])
         if chosen is None:
             chosen = np.ones(ends[-1], bool)
@@ -178,7 +210,7 @@ def split_evenly(counts: list[int], parts: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _outlines(files: list[Path]) -> list[Outline]:
+def outlines_of(files: list[Path]) -> list[Outline]:
     """Read all but the embeddings, to name a bad file in seconds and not hours into the search."""
     outlines: list[Outline] = []
     for path in files:
@@ -194,13 +226,18 @@ def _outlines(files: list[Path]) -> list[Outline]:
     return outlines
 
 
+def embeddings_of(path: Path) -> np.ndarray:
+    """(n, D) float16 or float32, as the file has them. Raises InputError if it is damaged."""
+    with _named():
+        return load_features(path).embeddings
+
+
 def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
     """Fill `part`, (n, D) float32, with the chosen rows of some files."""
     size = 0
     for path, rows in files:
         check_stop()
-        with _named():
-            embeddings = load_features(path).embeddings[rows]
+        embeddings = embeddings_of(path)[rows]
         part[size : (size := size + len(embeddings))] = embeddings
 
 
@@ -208,8 +245,7 @@ def _search_file(
     path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: Progress
 ) -> None:
     """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
-    with _named():
-        embeddings = load_features(path).embeddings
+    embeddings = embeddings_of(path)
     knn, batches = _faiss_knn, len(embeddings) // BATCH + 1  # faiss is slow on a last one of under 20
     if _accelerated():
         from landmarks.neighbours.tiles import knn
@@ -250,15 +286,13 @@ def _order(similarities: np.ndarray, positions: np.ndarray) -> None:
         positions[rows] = np.take_along_axis(positions[rows], order, axis=1)
 
 
-def _stamps(
-    query: Outline, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]
-) -> list[str]:
+def _stamps(query: str, index: list[Outline], chosen: list[np.ndarray | slice], groups: list[list[int]]) -> list[str]:
     """What a query file's result is made of after 0, 1, ... all parts of the index: the embeddings, in their order.
 
     The digest after some parts has nothing of those that come, so that a file which has to be embedded again spoils
     only the parts from its own on.
     """
-    digest = hashlib.sha256(f"{query.crc32}".encode())
+    digest = hashlib.sha256(query.encode())
     stamps = [digest.hexdigest()]
     for group in groups:
         for number in group:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from landmarks.neighbours.search import BATCH, Neighbours, search
+from landmarks.neighbours.search import BATCH, Neighbours, Search
+from landmarks.neighbours.search import search as exact_search
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.features_file import Features, is_whole, load_features, save_features
 from landmarks.running.files import prepare_folder
@@ -48,6 +49,7 @@ def recognise(
     power: float,
     parts: int,
     keep: Path | None = None,
+    search: Search = exact_search,
 ) -> pd.DataFrame:
     """The voted `landmark` and its `score` of every photo in some features files, by id.
 
@@ -55,14 +57,21 @@ def recognise(
         train: `id` and `landmark_id` of the photos that vote.
         parts: the train photos are searched in so many parts, one in memory at a time.
         keep: the folder in which `search` keeps what it finds.
+        search: the exact one, or as `approximate.chosen` has it.
     """
-    neighbours, train_landmark = nearest(files, train_files, train, votes, parts, keep)
+    neighbours, train_landmark = nearest(files, train_files, train, votes, parts, keep, search)
     landmark, score = vote(neighbours, train_landmark, votes, power)
     return pd.DataFrame({"landmark": landmark, "score": score}, index=neighbours.query_ids)
 
 
 def nearest(
-    files: list[Path], train_files: list[Path], train: pd.DataFrame, k: int, parts: int, keep: Path | None = None
+    files: list[Path],
+    train_files: list[Path],
+    train: pd.DataFrame,
+    k: int,
+    parts: int,
+    keep: Path | None = None,
+    search: Search = exact_search,
 ) -> tuple[Neighbours, np.ndarray]:
     """The k nearest of the photos that vote, and the landmark of each of these photos, (N,) int64."""
     landmark = train.set_index("id")["landmark_id"]

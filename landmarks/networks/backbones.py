@@ -1,14 +1,17 @@
-"""Backbones by name, with their first weights: keras.applications, EfficientNet-Lite0, KerasHub, .keras files."""
+"""Backbones by name, with their first weights: keras.applications, EfficientNet-Lite0, and those of others."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import keras
+import numpy as np
 
-from landmarks.networks import hub
+from landmarks.networks import hub, saved
 from landmarks.networks.efficientnet_lite import EfficientNetLite0
+from landmarks.networks.frozen import frozen_backbone, is_frozen
+from landmarks.networks.onnx_file import IMAGENET_MEAN, IMAGENET_STD
 from landmarks.networks.presets import PresetBackbone
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
@@ -25,12 +28,29 @@ def find_backbone(name: str) -> Callable[..., keras.Model]:
     raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
 
 
-def check(settings: ModelSettings) -> None:
-    """Raise InputError where `build_backbone` would, without the time that Keras takes for random weights."""
+def resolved(settings: ModelSettings) -> ModelSettings:
+    """The settings with a whole network that `weights` names as the backbone: --weights FILE is short for it then.
+
+    That is an ONNX file, a SavedModel, or a .keras file that no run of this project has made.
+    """
+    weights = Path(settings.weights)
+    if is_frozen(settings.weights) or (weights.suffix == ".keras" and weights.is_file() and not saved.is_ours(weights)):
+        return settings.model_copy(update={"backbone": settings.weights, "weights": "imagenet"})
+    return settings
+
+
+def check(settings: ModelSettings, sizes: Sequence[int] = ()) -> None:
+    """Raise InputError where `build_backbone` would, without the time that Keras takes for random weights.
+
+    Args:
+        sizes: sides at which photos are to be embedded, in pixels.
+    """
+    settings = resolved(settings)
     if settings.weights == "none" and not hub.is_foreign(settings.backbone):
         find_backbone(settings.backbone)
-    else:
-        build_backbone(settings)
+        return
+    base, _ = build_backbone(settings)
+    hub.require_sizes(base, sizes)
 
 
 def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
@@ -39,8 +59,12 @@ def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
     With the pooling "token" the map is the class token alone, (B, 1, 1, C). Weights in a .keras file must be there, but
     are left to the caller.
 
+    Args:
+        settings: as `resolved` gives them.
+
     Raises:
-        InputError: there is no such backbone, its weights cannot be had, or photos of this size do not suit it.
+        InputError: there is no such backbone, its weights cannot be had, it cannot be trained although there is a loss,
+            or photos of this size do not suit it.
     """
     name, weights, token = settings.backbone, settings.weights, settings.pooling == "token"
     is_file = weights not in ("none", "imagenet")
@@ -51,6 +75,13 @@ def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
     if hub.is_foreign(name):
         if hub.is_preset(name):
             base, preprocess_input = hub.preset_backbone(name, weights, token)
+        elif is_frozen(name):
+            if settings.loss != "none":
+                raise InputError(
+                    f"backbone {name} is frozen, nothing in it can be trained, and --loss is {settings.loss}: "
+                    "--loss none, as in --recipe small-frozen"
+                )
+            base, preprocess_input = frozen_backbone(Path(name), settings.image_size), _as_they_are
         else:
             base, preprocess_input = hub.file_backbone(Path(name)), _as_they_are
         hub.require_size(base, settings.image_size, settings.crop_size)
@@ -67,10 +98,30 @@ def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:
         ) from error
     if is_file and not weights.endswith(".keras"):
         try:
-            base.load_weights(weights)
+            _load_weights(base, build, weights)
         except Exception as error:  # HDF5 and Keras errors of many types
             raise InputError(f"{weights} does not hold weights of {base.name}: {str(error)[:300]}") from error
     return base, sys.modules[build.__module__].preprocess_input
+
+
+def _load_weights(base: keras.Model, build: Callable[..., keras.Model], path: str) -> None:
+    """Give a backbone the weights in a file, with a head or without; raises what Keras does if it has others."""
+    try:
+        base.load_weights(path)
+    except Exception as error:
+        try:
+            whole = build(include_top=True, weights=None)
+            whole.load_weights(path)
+        except Exception:  # the first one tells of the backbone that is wanted
+            raise error from None
+        base.set_weights(whole.get_weights()[: len(base.weights)])
+    for layer in base.layers:
+        # With its ImageNet weights Keras builds an EfficientNet that divides by the roots of the deviations once more.
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            mean, variance, *count = layer.get_weights()
+            if np.allclose(mean, IMAGENET_MEAN, atol=1e-3):
+                layer.set_weights([mean, variance * IMAGENET_STD, *count])
+                layer.finalize_state()
 
 
 def blocks(base: keras.Model) -> list[keras.Layer]:

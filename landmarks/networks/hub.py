@@ -1,6 +1,6 @@
 """Backbones of others: presets of KerasHub, from a hub or a folder, and anyone's .keras file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from landmarks.networks.frozen import is_frozen
 from landmarks.networks.presets import CHAINS, PresetBackbone
 from landmarks.networks.saved import read_model, require_keras_hub
 from landmarks.running.command import InputError
@@ -20,8 +21,8 @@ def is_preset(name: str) -> bool:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a backbone of this name belongs in this room."""
-    return is_preset(name) or name.endswith(".keras")
+    """Whether a backbone of this name is of others: a preset, or a file."""
+    return is_preset(name) or name.endswith(".keras") or is_frozen(name)
 
 
 def preset_backbone(name: str, weights: str, token: bool) -> tuple[keras.Model, Callable]:
@@ -107,15 +108,22 @@ def file_backbone(path: Path) -> keras.Model:
 
 
 def require_size(base: keras.Model, image_size: int, crop_size: int) -> None:
-    """Raise InputError unless a backbone of this room takes photos of this size, and crops (0: none)."""
+    """Raise InputError unless a backbone of others takes photos of this size, and crops (0: none)."""
     preset = next((layer for layer in base.layers if isinstance(layer, PresetBackbone)), None)
     if preset and preset.is_transformer and image_size % preset.patch:
         less = image_size // preset.patch * preset.patch
         sizes = f"{less} or {less + preset.patch}" if less else str(preset.patch)
         raise InputError(f"--image-size {image_size} does not fit patches of {preset.patch} px: {sizes} does")
+    require_sizes(base, [image_size, *([crop_size] if crop_size else [])])
+
+
+def require_sizes(base: keras.Model, sizes: Sequence[int]) -> None:
+    """Raise InputError unless a backbone takes squares of each of these sides, in pixels."""
     height, width = keras.tree.flatten(base.input)[0].shape[1:3]
-    if {height, width} - {None, image_size} or (height and crop_size not in (0, image_size)):
-        raise InputError(f"the backbone takes photos of {height} x {width} px alone: --image-size {height} --crop 1")
+    if any({height, width} - {None, size} for size in sizes):
+        raise InputError(
+            f"the backbone takes photos of {height} x {width} px alone: --image-size {height} --crop 1 --scales 1"
+        )
 
 
 def _why_not(preset: str, error: Exception) -> str:

@@ -1,13 +1,17 @@
 """A .keras file, read without running code from it."""
 
+import json
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import keras
 
 from landmarks.running.command import InputError
 from landmarks.running.files import require_stored
+
+NAME = "recognition"  # of the models of this project
 
 
 def require_keras_hub() -> None:
@@ -35,3 +39,11 @@ def read_model(path: Path) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise TypeError(f"it holds a {type(model).__name__}")
     return model
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a .keras file is a model that a run of this project has made, or cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        require_stored(archive)
+        return json.loads(archive.read("config.json"))["config"]["name"] == NAME
+    return True

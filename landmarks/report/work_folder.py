@@ -18,7 +18,7 @@ from landmarks.report import judged
 from landmarks.running.command import InputError
 from landmarks.running.features_file import outline
 from landmarks.running.history import COLUMNS, HISTORY
-from landmarks.running.settings import BESIDE, MirrorSettings, RunSettings
+from landmarks.running.settings import BESIDE, URLS, MirrorSettings, RunSettings
 from landmarks.scoring.scores import SCORERS
 
 MAX_BYTES = 2**26  # of a table or JSON that a run leaves; training.csv of 4,000 mini-epochs has one
@@ -104,7 +104,7 @@ def gather(
 def _at_hand(source: MirrorSettings, cache: Path, seed: int, remarks: list[str]) -> tuple[FolderMirror | None, bool]:
     """The mirror as far as it is on this disk, and whether its photos are."""
     name = without_password(source.mirror)
-    if source.mirror.startswith(("http://", "https://")):
+    if source.mirror.startswith(URLS):
         remarks.append(f"Photos are not shown: the mirror {name} is at a URL, where one would cost its whole shard.")
         return (FolderMirror(cache) if cache.is_dir() else None), False
     if source.mirror == "sample" and not (cache / f"sample-{seed}").is_dir():

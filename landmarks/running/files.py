@@ -101,6 +101,11 @@ def to_disk(path: Path) -> None:
         os.close(file)
 
 
+def arrived(part: Path) -> int:
+    """Bytes of a file that is on its way; 0 before it has begun."""
+    return part.stat().st_size if part.exists() else 0
+
+
 def require_space(folder: Path, size: float, what: str) -> None:
     """Raise InputError unless there are `size` bytes free where `folder` is, before they are begun to be written.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.files import append_rows
 from landmarks.running.threads import cores
+from landmarks.running.version import version
 
 HISTORY = "runs.csv"  # in a work folder
 COLUMNS = ("began", "seconds", "ended", "command", "versions")
@@ -34,7 +35,13 @@ def noted(work: Path) -> Iterator[None]:
             append_rows(work / HISTORY, COLUMNS, [row])
 
 
+def stamp() -> str:
+    """What a measured figure goes with: the date, the commit, the versions and the machine."""
+    return f"{datetime.now().date()}: {versions()}"
+
+
 def versions() -> str:
-    """Python's, those of the packages that are loaded of what figures depend on, and the machine's kind."""
+    """Of this project, Python, and the loaded packages that figures depend on; and the machine's kind."""
+    here = f"landmarks {version()}"
     loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if name in sys.modules]
-    return ", ".join([f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])
+    return ", ".join([here, f"Python {platform.python_version()}", *loaded, platform.platform(), f"{cores()} cores"])

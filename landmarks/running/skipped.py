@@ -12,9 +12,14 @@ MAX_NAME = 200  # characters; a member of a tar may have 65,536, which as a cell
 
 def record_skipped(work: Path, split: str, shard: str, passed_over: Iterable[tuple[str, str]]) -> None:
     """Add what was passed over in a shard, photos and members, and why, to `work/skipped.csv`, and warn of it."""
+    rows = [(split, shard, ascii(name[:MAX_NAME])[1:-1], " ".join(reason.split())) for name, reason in passed_over]
+    record_rows(work, rows)
+
+
+def record_rows(work: Path, rows: Iterable[tuple[str, ...]]) -> None:
+    """As `record_skipped`, of rows of such a file."""
     path = work / "skipped.csv"
     known = set(read_rows(path))
-    rows = [(split, shard, ascii(name[:MAX_NAME])[1:-1], " ".join(reason.split())) for name, reason in passed_over]
     new = [row for row in dict.fromkeys(rows) if row not in known]
     if new:
         append_rows(path, HEADER, new)

@@ -11,9 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+share = math.inf  # of this machine's cores, where others of a cluster work beside this process
+
 
 def cores() -> int:
-    """The cores that this process may use: by its affinity and the CPU quota of its container; at least 1.
+    """The cores that this process may use: by its affinity, the CPU quota of its container and `share`; at least 1.
 
     `os.cpu_count()` tells the machine's: 64 threads on the 2 cores of a container wait for each other.
     """
@@ -21,7 +23,7 @@ def cores() -> int:
         count = os.process_cpu_count()
     else:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, math.ceil(min(count or 1, quota())))
+    return max(1, math.ceil(min(count or 1, quota(), share)))
 
 
 def quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:

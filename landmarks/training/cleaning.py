@@ -52,6 +52,7 @@ def clean(
     votes: int = 3,
     top: int = 5,
     image_size: int | None = None,
+    cluster: str = "",
 ) -> None:
     """Write `out`; the arguments are those of the command. Raises InputError for what the user can mend."""
     if (classifier is None) != (categories is None):
@@ -85,7 +86,7 @@ def clean(
     if classifier:
         with whole(note) as part:
             part.write_text(made_with)
-        voted = photos.merge(classify(scenes, outdoor, top, source, set(photos["id"]), parts), on="id")
+        voted = photos.merge(classify(scenes, outdoor, top, source, set(photos["id"]), parts, cluster), on="id")
         unread = f"; {len(photos) - len(voted):,} could not be read or are in no shard"
         photos = voted[voted["votes"] >= votes]
         if photos.empty:

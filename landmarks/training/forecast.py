@@ -8,10 +8,13 @@ import keras
 import numpy as np
 
 import model as models
+from landmarks.networks import engines
+from landmarks.networks.backbones import resolved
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 
 TRAINED = 3  # a step of training takes as long as this many forward passes: going back takes two
 ADAM = 3  # a checkpoint holds each weight and its two moments
+BATCHES = 3  # that a pass is timed by
 BYTES = 4  # a weight's; an embedding's number takes half of it
 
 
@@ -23,41 +26,74 @@ class Forecast(NamedTuple):
     disk: float  # bytes
 
 
-def forecast(
-    model: ModelSettings, training: TrainingSettings, embedding: EmbeddingSettings, learnt: int, classes: int, seen: int
-) -> Forecast:
-    """Of one model, on this machine, which takes some seconds to find out.
+class Needs(NamedTuple):
+    """What a run of one model needs on any machine; a pass is one of its backbone over a photo of its image size."""
 
-    What takes no network is not in it: downloads, searches, local features; nor what is compiled first.
+    network: keras.Model  # without head, as it is timed
+    trained: float  # passes for each photo that is learnt from, over all epochs
+    embedded: float  # passes for each photo that is embedded
+    dimensions: int  # of an embedding
+    unwhitened: int  # those before any whitening
+    weights: int  # numbers, the head's too
+    disk: float  # bytes
+
+
+def needs(
+    model: ModelSettings, training: TrainingSettings, embedding: EmbeddingSettings, learnt: int, classes: int, seen: int
+) -> Needs:
+    """Of one model; what takes no network is not in it: downloads, searches, local features.
 
     Args:
         learnt, classes: train photos and landmarks that are learnt from.
         seen: photos that are embedded.
     """
-    bare = model.model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
+    bare = resolved(model).model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
     network = models.build_model(0, bare, training.seed)
-    predictor, batch = models.predictor(network), training.batch_size
-    photos = np.zeros((batch, model.image_size, model.image_size, 3), np.uint8)
-    models.predict(predictor, photos, batch)
-    began = time.perf_counter()
-    models.predict(predictor, photos, batch)
-    forward = (time.perf_counter() - began) / batch
-
-    width = network.get_layer("embedding").output.shape[-1]
-    dimensions = model.embedding_size or width
+    dimensions = model.embedding_size or network.get_layer("embedding").output.shape[-1]
     heads = {"softmax": 1, "arcface": model.subcentres}
     weights = network.count_params() + classes * dimensions * heads.get(model.loss, 0)
     if embedding.scale_pooling == "side_by_side":
         dimensions *= len(embedding.scales)
-    numbers = seen * (embedding.dimensions or dimensions) + learnt * dimensions * (embedding.whitening != "none")
+    kept = embedding.dimensions or dimensions
+    numbers = seen * kept + learnt * dimensions * (embedding.whitening != "none")
     if training.bottleneck_epochs:
-        backbone = next(layer for layer in network.layers if isinstance(layer, keras.Model))
-        numbers += learnt * math.prod(backbone.compute_output_shape((1, model.image_size, model.image_size, 3)))
+        numbers += learnt * math.prod(backbone(network).compute_output_shape((1, *[model.image_size] * 2, 3)))
     views = sum(scale**2 for scale in embedding.scales) * (2 if embedding.mirrored else 1)
     passes = training.epochs * TRAINED * model.crop**2 + bool(training.bottleneck_epochs)
     is_trained = model.loss != "none"
-    return Forecast(
-        learnt * passes * forward * is_trained,
-        seen * views * forward,
-        BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers,
-    )
+    disk = BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers
+    return Needs(network, passes * is_trained, views, kept, dimensions, weights, disk)
+
+
+def seconds_of_a_pass(
+    network: keras.Model, image_size: int, batch_size: int, engine: engines.Engine = "keras"
+) -> float:
+    """On this machine, now, which takes some seconds to find out; what is compiled first does not count."""
+    compiled = engines.Compiled(models.predictor(network), engine)
+    photos = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+    compiled.read([(batch_size, compiled([photos]))])
+    began = time.perf_counter()
+    compiled.read([(batch_size, compiled([photos])) for _ in range(BATCHES)])
+    return (time.perf_counter() - began) / batch_size / BATCHES
+
+
+def forecast(
+    model: ModelSettings, training: TrainingSettings, embedding: EmbeddingSettings, learnt: int, classes: int, seen: int
+) -> Forecast:
+    """What `needs` says, on this machine, which takes some seconds to find out."""
+    found = needs(model, training, embedding, learnt, classes, seen)
+    forward = seconds_of_a_pass(found.network, model.image_size, training.batch_size, embedding.engine)
+    return Forecast(learnt * found.trained * forward, seen * found.embedded * forward, found.disk)
+
+
+def backbone(network: keras.Model) -> keras.Model:
+    return next(layer for layer in network.layers if isinstance(layer, keras.Model))
+
+
+def multiplications(network: keras.Model, image_size: int) -> float:
+    """Multiply-adds of a pass of its backbone: each weight counts once for each place that it is used in.
+
+    What attention does between tokens is not counted: it has no weights.
+    """
+    sized = keras.models.clone_model(backbone(network), input_tensors=keras.Input((image_size, image_size, 3)))
+    return sum(layer.count_params() * math.prod(layer.output.shape[1:-1]) for layer in sized.layers)

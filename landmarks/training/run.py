@@ -15,7 +15,8 @@ from landmarks.running.command import InputError
 from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.training import start, transfer, triplets
-from landmarks.training.schedule import stream
+from landmarks.training.cache import Cache
+from landmarks.training.schedule import Source, stream
 from landmarks.training.trainer import CHECKPOINTS, Trainer
 from landmarks.training.validation import Validation, clear, held_out
 
@@ -62,7 +63,15 @@ def train(
         )
 
     by_triplets = model.loss == "triplet"
-    trainer = Trainer(run, model, training, classes, total=training.epochs * (1 if by_triplets else len(names)))
+    source: Source = mirror
+    batches = None
+    if mirror.settings.cache and not by_triplets:
+        cache = Cache(
+            mirror, Path(mirror.settings.cache), classes, model.image_size, mirror.settings.cache_size * 10**9
+        )  # fmt: skip
+        source, batches = cache, cache.batches
+    total = training.epochs * (1 if by_triplets else len(names))
+    trainer = Trainer(run, model, training, classes, total, batches=batches)
     validation = Validation(
         mirror, held_names, held_classes, run.work, training.validation_images, model.image_size, training.batch_size
     )
@@ -80,7 +89,7 @@ def train(
     if by_triplets:
         drawn = triplets.mini_epochs(model, training, mirror, names, classes, run.work, trainer.model, done)
     else:
-        drawn = stream(training, mirror, names, classes, done)
+        drawn = stream(training, source, names, classes, done)
     trainer.train(drawn, validation.scores)
     trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
     if not training.compare_start or run.beside or model.weights == "none":

@@ -2,14 +2,19 @@
 
 import re
 import zipfile
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.shards import Shard, valid_id
 from landmarks.running import command
+from landmarks.running.arrays import SortedIds
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_stored, whole
 from landmarks.running.progress import Progress
@@ -112,23 +117,48 @@ def outdoor_votes(scores: np.ndarray, outdoor: np.ndarray, top: int) -> np.ndarr
 
 
 def classify(
-    classifier: Classifier, outdoor: np.ndarray, top: int, mirror: Mirror, wanted: set[str], parts: Path
-) -> pd.DataFrame:
+    classifier: Classifier, outdoor: np.ndarray, top: int, mirror: Mirror, wanted: set[str], parts: Path,
+    cluster: str = "",
+) -> pd.DataFrame:  # fmt: skip
     """`id` and `votes` of the readable photos in `wanted`; a train shard with a whole file in `parts` is done."""
     files = {name: parts / f"{name}.npz" for name in mirror.shard_names("train")}
     todo = [name for name, path in files.items() if _load_votes(path) is None]
+    if cluster:
+        from landmarks.cluster import tasks
+
+        file, among = np.fromfile(classifier.path, np.uint8), SortedIds(filter(valid_id, wanted))
+        opener = partial(_open_job, file, classifier.path.suffix, classifier.image_size, outdoor, top, among)
+        tasks.share(cluster, opener, mirror, "train", {name: files[name] for name in todo}, parts, "scenes")
+        todo = []
     for shard in Progress(mirror.stream("train", todo), "scenes", len(todo), unit=" shards", disable=not todo):
-        photo_ids = [identity for identity in shard.ids if identity in wanted]
-        batches = Batches(shard, photo_ids, classifier.image_size, classifier.batch_size)
-        ids, votes = [], []
-        for some_ids, photos in Progress(batches, shard.name, unit=" batches", leave=False):
-            check_stop()
-            ids += some_ids
-            votes += outdoor_votes(classifier(photos), outdoor, top).tolist()
-        record_skipped(parts, "train", shard.name, [*shard.refused, *batches.unreadable])
-        with whole(files[shard.name]) as part:
-            np.savez(part, ids=np.array(ids, dtype=str), votes=np.array(votes, "int64"))
+        _classify_shard(classifier, outdoor, top, wanted, mirror, shard, files[shard.name], parts)
     return pd.concat(map(_load_votes, files.values())).drop_duplicates("id")
+
+
+def _classify_shard(
+    classifier: Classifier, outdoor: np.ndarray, top: int, wanted: Container[str], _: Mirror, shard: Shard, path: Path,
+    parts: Path,
+) -> None:  # fmt: skip
+    photo_ids = [identity for identity in shard.ids if identity in wanted]
+    batches = Batches(shard, photo_ids, classifier.image_size, classifier.batch_size)
+    ids, votes = [], []
+    for some_ids, photos in Progress(batches, shard.name, unit=" batches", leave=False):
+        check_stop()
+        ids += some_ids
+        votes += outdoor_votes(classifier(photos), outdoor, top).tolist()
+    record_skipped(parts, "train", shard.name, [*shard.refused, *batches.unreadable])
+    with whole(path) as part:
+        np.savez(part, ids=np.array(ids, dtype=str), votes=np.array(votes, "int64"))
+
+
+def _open_job(
+    file: np.ndarray, suffix: str, size: int, outdoor: np.ndarray, top: int, wanted: SortedIds
+) -> Callable[[Mirror, Shard, Path, Path], None]:
+    """On a node: what classifies a shard, by the bytes of the classifier's file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"classifier{suffix}"
+        file.tofile(path)
+        return partial(_classify_shard, Classifier(path, len(outdoor), size), outdoor, top, wanted)
 
 
 def _load_votes(path: Path) -> pd.DataFrame | None:

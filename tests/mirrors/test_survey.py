@@ -12,7 +12,7 @@ from conftest import jpeg, photos_in
 from PIL import Image
 
 import mirror as mirrors
-from landmarks.mirrors import convert, duplicates, images
+from landmarks.mirrors import convert, duplicates, images, shards
 from landmarks.mirrors import survey as surveys
 from landmarks.mirrors.base import SPLITS
 from landmarks.mirrors.folder import FolderMirror
@@ -147,7 +147,7 @@ def test_everything_that_is_passed_over_is_named_with_its_reason(tmp_path, monke
     (tmp_path / "Empty/deep").mkdir(parents=True)
     (tmp_path / "Gate/large.jpg").write_bytes(jpeg(98) + b" " * 2000)
     (tmp_path / "Gate/locked.jpg").write_bytes(jpeg(97))
-    monkeypatch.setattr(surveys, "MAX_PHOTO_BYTES", 2000)
+    monkeypatch.setattr(shards, "MAX_PHOTO_BYTES", 2000)
     read_bytes = Path.read_bytes
 
     def locked(path):

@@ -1,5 +1,6 @@
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -275,3 +276,19 @@ def test_a_resumed_run_goes_on_with_the_shard_that_it_had_half(tiny_mirror, serv
     asked = [wanted for path, wanted in server.requests if path.endswith(f"{order[2]}.tar")]
     assert asked == ["bytes=1024-"]
     assert not [path for path, _ in server.requests if path.endswith(f"{names[-1]}.tar")]
+
+
+def test_shards_ahead_are_downloaded_at_once(tiny_mirror, serve, tmp_path, monkeypatch):
+    """Each waits until three are under way, which one after another would never be."""
+    together = threading.Barrier(3, timeout=20)
+    fetch = WebMirror._fetch
+
+    def wait_for_the_others(mirror, split, name, check):
+        if name in ("images_000", "images_001", "images_002"):
+            together.wait()
+        return fetch(mirror, split, name, check)
+
+    monkeypatch.setattr(WebMirror, "_fetch", wait_for_the_others)
+    mirror = WebMirror(serve(tiny_mirror).url, tmp_path, MirrorSettings(ahead=3))
+    names = mirror.shard_names("train")
+    assert [shard.name for shard in mirror.stream("train", names + names[-1:])] == names + names[-1:]

@@ -10,7 +10,7 @@ from landmarks.training.forecast import forecast
 
 @pytest.fixture(autouse=True)
 def a_second_a_photo(monkeypatch):
-    ticks = itertools.count(0, 8)
+    ticks = itertools.count(0, 8 * forecasts.BATCHES)
     monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(ticks))
 
 
