@@ -10,6 +10,7 @@ import scripts
 
 from landmarks.networks import devices
 from landmarks.running.command import InputError
+from landmarks.running.features_file import load_features
 from landmarks.running.recipe import load
 
 # Each run trains so many mini-epochs on so many devices, or goes on there, and leaves what came of it in its folder.
@@ -164,3 +165,22 @@ def test_what_devices_cannot_share(monkeypatch, tmp_path, count, reason):
 def test_no_number_of_devices(tmp_path, value):
     with pytest.raises(InputError, match="--devices: give a number of devices, or all"):
         load([f"--work={tmp_path}", f"--devices={value}"])
+
+
+def test_both_scripts_run_on_several_devices(tiny_mirror, tmp_path):
+    if find_spec("jax") is None:
+        pytest.skip("pip install jax")
+    environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    settings = [
+        f"--mirror={tiny_mirror}", "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=4",
+        "--epochs=1", "--loss=arcface", "--head-parts=2", "--embedding-size=8", *scripts.PLAIN,
+    ]  # fmt: skip
+    for count in ("1", "all"):
+        for script in ("recognition.py", "retrieval.py"):
+            given = [f"--work={tmp_path / count}", f"--devices={count}", *settings]
+            done = scripts.run(script, *given, environment=os.environ | environment, fork=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+    for path in sorted((tmp_path / "1" / "features").rglob("*.npz")):
+        one, two = (load_features(tmp_path / count / path.relative_to(tmp_path / "1")) for count in ("1", "all"))
+        np.testing.assert_array_equal(one.ids, two.ids)
+        np.testing.assert_allclose(one.embeddings, two.embeddings, atol=2e-3)  # of float16
