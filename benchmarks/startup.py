@@ -8,6 +8,7 @@ is to be below 0.3 s. A busy machine stretches the seconds of a core less than t
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import time
