@@ -53,7 +53,8 @@ def _yes_or_file(value: object) -> object:
 class Section(BaseModel):
     """Settings of one purpose."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Defaults are validated too: a 0 that is read again as 0.0 would be another setting to a digest.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
     free: ClassVar[bool] = False  # they may differ between two runs in one work folder: no model or features change
 
