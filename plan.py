@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landmarks.mirrors.open import open_mirror
 from landmarks.running import command, threads
 from landmarks.running import recipe as recipes
 from landmarks.running.progress import size_of, time_of
@@ -103,6 +102,8 @@ def count(recipe: Recipe) -> "Counts":
     source, photos = recipe.source.mirror.rstrip("/"), recipe.photos
     if source == PUBLIC and photos.clean in ("", "true") and not photos.classifier:
         return plan.public(bool(photos.clean))
+    from landmarks.mirrors.open import open_mirror  # pandas, which --help need not wait for
+
     mirror = open_mirror(source, recipe.run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
     return plan.counted(mirror, photos, recipe.run.work, "://" in source)
