@@ -12,16 +12,18 @@ compared with up to 20 of their own landmark, and of another one. Both ways have
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import timing
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `verification` is not this file
 
-from landmarks.local_features.matching import MATCHING, Matching, compare, inliers
-from landmarks.local_features.points import LocalFeatures, decode
+from benchmarks import timing
+from landmarks.local_features.matching import MATCHING, compare, inliers
+from landmarks.local_features.points import LocalFeatures, Matching, decode
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.running import command
@@ -128,7 +130,7 @@ def time_comparing(
     whose: str,
     settings: argparse.Namespace,
 ) -> None:
-    enough, pairs = 2 * settings.inliers - 1, 0
+    enough = 2 * settings.inliers - 1
 
     def before() -> list[list[int]]:
         return compare_before(candidates, features, how, enough)
@@ -136,13 +138,17 @@ def time_comparing(
     def now() -> list[list[int]]:
         return [row for _, row in compare(candidates, features, features, how, enough)]
 
+    def counted(way: Callable[[], list[list[int]]]) -> float:
+        way()
+        return pairs
+
     counts, again = before(), now()
     pairs = sum(map(len, counts))
     differ = sum(max(a, default=0) != max(b, default=0) for a, b in zip(counts, again, strict=True))
     fewer = sum(n == 0 < m for a, b in zip(counts, again, strict=True) for m, n in zip(a, b, strict=False))
     print(f"\n{differ} of {len(counts)} photos have another number of inliers than before; {fewer} maps are not fitted")
-    ways = {"before": lambda: before() and pairs, f"now, {where}": lambda: now() and pairs}
-    rates = timing.in_turns(ways, settings.turns)
+    ways = {"before": before, f"now, {where}": now}
+    rates = timing.in_turns({name: partial(counted, way) for name, way in ways.items()}, settings.turns)
     timing.report(f"{pairs} pairs of {whose}", rates, "pairs/s", [(f"now, {where}", "before", 1.0)], settings.json)
 
 

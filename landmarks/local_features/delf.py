@@ -19,7 +19,7 @@ import model as models
 from landmarks.local_features.points import SCALES, Extractor, LocalFeatures
 from landmarks.networks.backbones import build_backbone
 from landmarks.networks.devices import accelerated
-from landmarks.networks.engines import Compiled
+from landmarks.networks.engines import Call, Compiled
 from landmarks.networks.layers import Normalization, register
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
@@ -120,7 +120,7 @@ def extractor(delf: keras.Model, points: int) -> Extractor:
     return partial(extract, Compiled(delf), points=points)
 
 
-def extract(delf: Compiled, photos: Sequence[np.ndarray], points: int) -> list[LocalFeatures]:
+def extract(delf: Call, photos: Sequence[np.ndarray], points: int) -> list[LocalFeatures]:
     """The `points` cells of all levels of the pyramid that have the best scores; each is at its cell's centre.
 
     Levels that are filled up to one shape go through the network together, and its results are waited for when all are
@@ -144,7 +144,7 @@ def extract(delf: Compiled, photos: Sequence[np.ndarray], points: int) -> list[L
             found[row].append(
                 (grid.reshape(-1, 2), descriptors[inside].reshape(-1, descriptors.shape[-1]), scores[inside].ravel())
             )
-    return [_best(*map(np.concatenate, zip(*levels, strict=True)), points) for levels in found]
+    return [_best(points, *map(np.concatenate, zip(*levels, strict=True))) for levels in found]
 
 
 def _together(levels: list[np.ndarray]) -> Iterator[tuple[list[int], list[tuple[int, int]], np.ndarray]]:
@@ -165,7 +165,7 @@ def _together(levels: list[np.ndarray]) -> Iterator[tuple[list[int], list[tuple[
             yield those, sides, np.stack([fill(levels[row], width, height) for row in those])
 
 
-def _best(centres: np.ndarray, descriptors: np.ndarray, scores: np.ndarray, points: int) -> LocalFeatures:
+def _best(points: int, centres: np.ndarray, descriptors: np.ndarray, scores: np.ndarray) -> LocalFeatures:
     best = np.argsort(-scores, kind="stable")[:points]
     return LocalFeatures(centres[best].astype(np.float32), descriptors[best])
 

@@ -30,6 +30,7 @@ from landmarks.mirrors import build
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.images import UnreadablePhoto
+from landmarks.networks import devices
 from landmarks.networks.layers import register, unit
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
@@ -104,6 +105,7 @@ def _fill(level: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate([delf.fill(level, side, side), inside], axis=2)
 
 
+@devices.alone()
 def train_delf(
     run: RunSettings,
     model: ModelSettings,

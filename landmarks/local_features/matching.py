@@ -7,11 +7,10 @@ point by point: 5 to 8 times as fast for 1,000 points a photo.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from landmarks.local_features.points import LocalFeatures, opencv
+from landmarks.local_features.points import LocalFeatures, Matching, opencv
 from landmarks.running.command import check_stop, prepare_backend
 from landmarks.running.threads import in_threads
 
@@ -19,16 +18,6 @@ MAX_ITERATIONS = 2000  # of MAGSAC; 10 inliers among 110 matches are found, whic
 LARGEST_STRETCH = 10.0  # between two photos of one thing, in either direction
 AHEAD = 64  # photos whose results may wait for that of a slower one
 READ_AHEAD = 8  # photos that wait for the accelerator, with the features of all their candidates
-
-
-class Matching(NamedTuple):
-    """How features of one extractor are matched. A transformation is "affine" or "homography"."""
-
-    ratio: float  # a match must be nearer than the second-nearest point by this factor; 1: no ratio test
-    least: float  # cosine similarity that a match must have
-    pixels: float  # how far an inlier may lie from where the map puts it
-    transformation: str = "affine"
-    fits: int = 4  # maps that are tried, while they cannot be between two photos of one thing
 
 
 # SIFT and XFeat: the best AUC on 200 pairs of real train photos of one landmark and 200 of two, at 512 and 640 px; the

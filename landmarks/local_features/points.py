@@ -21,6 +21,16 @@ class LocalFeatures(NamedTuple):
     descriptors: np.ndarray  # (N, D) float32, L2-normalised
 
 
+class Matching(NamedTuple):
+    """How features of one extractor are matched. A transformation is "affine" or "homography"."""
+
+    ratio: float  # a match must be nearer than the second-nearest point by this factor; 1: no ratio test
+    least: float  # cosine similarity that a match must have
+    pixels: float  # how far an inlier may lie from where the map puts it
+    transformation: str = "affine"
+    fits: int = 4  # maps that are tried, while they cannot be between two photos of one thing
+
+
 Extractor = Callable[[Sequence[np.ndarray]], list[LocalFeatures]]  # of several photos, as large as they are
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from landmarks.local_features.matching import Matching
-from landmarks.local_features.points import LocalFeatures
+from landmarks.local_features.points import LocalFeatures, Matching
 
 POINTS = 256  # photos are filled up to a multiple of so many points: back ends may compile anew for each shape
 

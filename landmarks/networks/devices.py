@@ -55,6 +55,17 @@ def share(devices: str, divisible: Sequence[Mapping[str, int]] = ()) -> None:
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name=AXIS))
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one device have what is built within, all of it: for batches that are too small to be shared."""
+    sharing = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(sharing)
+
+
 def require_shared(model: keras.Model) -> None:
     """Raise InputError if a device has more of a weight in parts than its own, of which Keras would not say a word."""
     sharing = keras.distribution.distribution()

@@ -118,5 +118,6 @@ def _called_back(run: Callable[[np.ndarray], np.ndarray], photos, rank: int):
         import jax
 
         shape = run(np.zeros(photos.shape, "float32")).shape  # of a map it is told by trying
-        return jax.pure_callback(run, jax.ShapeDtypeStruct(shape, "float32"), photos)
+        # NumPy's functions of an array of JAX would be computed by JAX, which waits for this call.
+        return jax.pure_callback(lambda given: run(np.asarray(given)), jax.ShapeDtypeStruct(shape, "float32"), photos)
     return ops.convert_to_tensor(run(ops.convert_to_numpy(photos)))

@@ -129,4 +129,4 @@ class VerificationSettings(Section):
     """train photos that a test photo is compared with, at most"""
     verify_budget: Seconds = Field(0, ge=0, le=1e9, title="TIME")
     """time for local features and comparisons (seconds, or like 6h), that of earlier runs included; the highest scores
-    come first, and what is left keeps its unverified prediction; 0: no limit"""
+    come first, what is left keeps its landmark, and with `lower` its order behind them; 0: no limit"""

@@ -69,7 +69,8 @@ class Trainer:
         self.step = 0  # finished steps of the mini-epoch in hand
         self.saved_at = time.monotonic()
         metrics = {"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[model.loss]
-        if model.sampled_classes < 1:
+        samples = model.loss == "arcface" and model.sampled_classes < 1
+        if samples:
             metrics = []  # of all classes, which no step sees
         # Without its policy a checkpoint of mixed_float16 gets an optimizer that lacks the loss scaling's variables.
         keras.mixed_precision.set_global_policy(model.precision)
@@ -87,7 +88,7 @@ class Trainer:
             decay = training.layer_decay
             rates = models.learning_rates(self.model, decay) if decay < 1 else []
             self.model.compile(optimizer(training, rates), _loss(model.loss, training), metrics=metrics)
-        if model.sampled_classes < 1:
+        if samples:
             self.model.loss.head = self.model.get_layer("landmark")
         require_shared(self.model)
         self.margins = class_margins(self.counts, training.margin_smallest, training.margin_largest)

@@ -46,6 +46,16 @@ def test_the_decision_by_hand():
     assert found["score"].tolist() == [0.8, 0.5, -0.4, 0.9, -0.4]
 
 
+def test_what_was_not_verified_keeps_its_landmark_and_gets_ahead_of_nothing():
+    found = pd.DataFrame({"landmark": [1, 2, 3, 4], "score": [0.9, 0.8, 0.7, 0.6]}, index=list("abcd"))
+    most = pd.Series({"a": 0, "b": 90})
+    assert decide(found, most, "none", 35).index.tolist() == ["b", "c", "d"]
+    lower = decide(found, most, "lower", 35, weight=0.5)
+    assert lower["landmark"].tolist() == [1, 2, 3, 4]
+    assert lower["score"].sort_values(ascending=False).index.tolist() == ["b", "a", "c", "d"]
+    np.testing.assert_allclose(lower["score"], [0.45, 0.8, 0.35, 0.3])
+
+
 def test_inliers_reorder_neighbours_by_hand():
     neighbours = Neighbours(
         np.array(["q", "r"]), np.array(list("abcd")), np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.1, -np.inf, -np.inf]]),
@@ -158,11 +168,11 @@ def test_a_budget_leaves_the_lowest_scores_as_they_were(run, mirror, monkeypatch
     assert hurried.index.tolist() == [i for i in found.index if i not in highest or i in everything.index]
     said = capsys.readouterr().out
     assert "9 of 9 predictions may change by verification" in said
-    assert "5 of 9 predictions that may change are not verified" in said
+    assert "5 of 9 predictions that may change keep their unverified decision" in said
     assert set(pd.read_csv(recipe.run.work / "verification.csv")["id"]) == set(highest)
     more = verify(recipe_with(recipe, verify_budget="1h"), mirror, files, found)
     pd.testing.assert_frame_equal(more, everything)
-    assert "not verified" not in capsys.readouterr().out
+    assert "unverified" not in capsys.readouterr().out
 
 
 def test_what_cannot_change_is_not_compared(run, mirror, capsys):

@@ -24,7 +24,7 @@ from landmarks.networks.efficientnet_lite import preprocess_input
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.recipe import load
 from landmarks.running.settings import ModelSettings
-from landmarks.training import run as training
+from landmarks.training import trainer
 
 
 def test_principal_axes_are_those_of_a_singular_value_decomposition():
@@ -140,7 +140,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(begin, monkeypatch):
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "check_stop", check_stop)
+        patch.setattr(trainer, "check_stop", check_stop)
         with pytest.raises(Stopped):
             train(recipe, mirror)
     assert not (recipe.run.work / delf.FILE).exists()

@@ -40,7 +40,7 @@ def test_points_move_with_the_photo(photo, name):
 
 @pytest.mark.parametrize("name", ["sift", "xfeat"])
 def test_a_blank_photo_has_no_points(name):
-    found = opened(name)(np.full((64, 96, 3), 127, np.uint8))
+    (found,) = opened(name)([np.full((64, 96, 3), 127, np.uint8)])
     assert len(found.points) == len(found.descriptors) == 0
 
 

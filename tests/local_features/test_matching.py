@@ -7,8 +7,8 @@ from PIL import Image
 
 from landmarks.local_features import matching
 from landmarks.local_features.extractors import open_extractor
-from landmarks.local_features.matching import MATCHING, Matching, compare, inliers, match
-from landmarks.local_features.points import LocalFeatures, none_found
+from landmarks.local_features.matching import MATCHING, compare, inliers, match
+from landmarks.local_features.points import LocalFeatures, Matching, none_found
 from landmarks.networks import devices
 from landmarks.running import command
 from landmarks.running.threads import in_threads

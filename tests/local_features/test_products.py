@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from landmarks.local_features.matching import Matching, match
-from landmarks.local_features.points import LocalFeatures, none_found
+from landmarks.local_features.matching import match
+from landmarks.local_features.points import LocalFeatures, Matching, none_found
 from landmarks.local_features.products import match_all
 from landmarks.networks.devices import full_precision
 
