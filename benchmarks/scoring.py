@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -121,7 +122,7 @@ def main() -> None:
         def plain() -> float:
             write_plainly(some, test_ids[:sample], lists)
             with open(retrieval_solution, newline="") as file:
-                truth = {row["id"]: row["images"].split(" ") for row, _ in zip(csv.DictReader(file), range(sample))
+                truth = {row["id"]: row["images"].split(" ") for row in islice(csv.DictReader(file), sample)
                          if row["Usage"] != "Ignored"}  # fmt: skip
             score_plainly(some, truth)
             return sample
