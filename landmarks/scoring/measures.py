@@ -6,7 +6,10 @@ landmarks any integers.
 """
 
 import statistics
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
+from itertools import count
+from operator import truediv
 from typing import Any, NamedTuple
 
 
@@ -34,7 +37,7 @@ def gap(
     order = sorted(predictions, key=lambda image: (-predictions[image][1], image))
     ranking = [image for image in order if not landmarks_only or len(solution[image]) > 0]
     hits = [rank for rank, image in enumerate(ranking, 1) if predictions[image][0] in solution[image]]
-    return sum(count / rank for count, rank in enumerate(hits, 1)) / _images_with_landmark(solution)
+    return sum(map(truediv, count(1), hits)) / _images_with_landmark(solution)
 
 
 def top1_accuracy(predictions: Mapping[Any, tuple[int, float]], solution: Mapping[Any, Collection[int]]) -> float:
@@ -92,12 +95,11 @@ def find_hits(predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, C
         raise ValueError(f"query {min(unknown)!r} is not in the solution")
     hits = []
     for query, relevant in solution.items():
-        awaited = set(relevant)
-        ranks = []
-        for rank, neighbour in enumerate(predictions.get(query, ()), 1):
-            if neighbour in awaited:
-                awaited.remove(neighbour)
-                ranks.append(rank)
+        awaited, found = set(relevant), predictions.get(query, ())
+        ranks = [rank for rank, neighbour in enumerate(found, 1) if neighbour in awaited]
+        if len(ranks) > len(awaited.intersection(found)):  # some come twice
+            first = {found[rank - 1]: rank for rank in reversed(ranks)}
+            ranks = sorted(first.values())
         hits.append(Hits(ranks, len(relevant)))
     return hits
 
@@ -109,13 +111,13 @@ def mean_average_precision(hits: Sequence[Hits], depth: int = 100) -> float:
     """
     total = 0.0
     for ranks, relevant in hits:
-        total += sum(count / rank for count, rank in enumerate(ranks, 1) if rank <= depth) / min(relevant, depth)
+        total += sum(map(truediv, count(1), ranks[: bisect_right(ranks, depth)])) / min(relevant, depth)
     return total / len(hits)
 
 
 def precision(hits: Sequence[Hits], k: int) -> float:
     """P@k: the mean over queries of the hits among the first k neighbours, divided by k for a shorter list too."""
-    return sum(rank <= k for ranks, _ in hits for rank in ranks) / (k * len(hits))
+    return sum(bisect_right(ranks, k) for ranks, _ in hits) / (k * len(hits))
 
 
 def mean_median_position(hits: Sequence[Hits], depth: int = 100) -> tuple[float, float]:

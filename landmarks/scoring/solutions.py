@@ -9,6 +9,7 @@ import csv
 import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -137,11 +138,22 @@ def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
             if path.suffix == ".gz"
             else open(path, encoding="utf-8-sig", newline="")
         ) as file:
-            rows = csv.reader(_lines(file, path), strict=True)
+            lines, number = _lines(file, path), 0
             try:
-                yield from ((rows.line_num, row) for row in rows if row)
+                for line in lines:
+                    if '"' in line or "\0" in line or len(line) > MAX_CELL:
+                        rows = csv.reader(chain([line], lines), strict=True)
+                        try:
+                            row = next(rows)
+                        finally:
+                            number += rows.line_num
+                    else:  # which csv takes three times as long for
+                        cells, number = line.rstrip("\r\n"), number + 1
+                        row = cells.split(",") if cells else []
+                    if row:
+                        yield number, row
             except (csv.Error, UnicodeDecodeError) as error:
-                raise InputError(f"{path} is no CSV file in UTF-8 after line {rows.line_num}: {error}") from error
+                raise InputError(f"{path} is no CSV file in UTF-8 after line {number}: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is no whole gzip file: {error}") from error
     except OSError as error:

@@ -184,6 +184,9 @@ def _recognition_faults(cell: str) -> Iterator[tuple[str, str]]:
 
 def _retrieval_faults(cell: str, index_ids: set[str]) -> Iterator[tuple[str, str]]:
     found = cell.removesuffix(" ").split(" ")
+    different = set(found)
+    if len(different) == len(found) <= MAX_NEIGHBOURS and different <= index_ids and "" not in different:
+        return
     times = Counter(found)
     if "" in times:
         yield "malformed cell", "the ids are not separated by single spaces"
