@@ -19,9 +19,7 @@ new classification. Photos that could not be read are left out and named in OUT.
 import argparse
 from pathlib import Path
 
-from landmarks.cluster import tasks
 from landmarks.running import command
-from landmarks.training.cleaning import clean
 
 
 def main() -> None:
@@ -38,6 +36,9 @@ def main() -> None:
         "--cluster", default="", metavar="auto|ADDRESS", help="a Ray cluster that classifies the shards"
     )
     arguments = vars(parser.parse_args())
+    from landmarks.cluster import tasks
+    from landmarks.training.cleaning import clean  # pandas takes half a second, which --help need not wait for
+
     tasks.require(arguments["cluster"])
     clean(**arguments)
 

@@ -24,15 +24,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from landmarks.local_features.drawing import draw_matches
 from landmarks.local_features.extractors import open_extractor
 from landmarks.local_features.matching import MATCHING, inliers
 from landmarks.local_features.points import SMALLEST_SIDE, decode, opencv
-from landmarks.mirrors import added
-from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.images import UnreadablePhoto, open_photo
-from landmarks.mirrors.open import open_mirror
-from landmarks.mirrors.random_access import RandomAccess
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES
 from landmarks.running import command
 from landmarks.running.command import InputError
@@ -63,6 +58,10 @@ class Photos:
     """The photos of a work folder's gallery that are at hand, by id."""
 
     def __init__(self, identifier: "Identifier"):
+        from landmarks.mirrors.folder import FolderMirror  # pandas, which --help need not wait for
+        from landmarks.mirrors.open import open_mirror
+        from landmarks.mirrors.random_access import RandomAccess
+
         self.table = identifier.gallery()
         recipe, self._work = identifier.recipe, identifier.recipe.run.work
         self._train: RandomAccess | None = None
@@ -81,6 +80,8 @@ class Photos:
 
     def read(self, identity: str) -> bytes | None:
         """The encoded photo; None where it is not at hand."""
+        from landmarks.mirrors import added
+
         if here := added.photos_of(self._work, [identity]):
             return here[identity]
         try:
@@ -209,8 +210,10 @@ def page(identifier: "Identifier", extractor: str, threshold: float, hosts: list
 
 def compare(data: bytes, answer: "Answer", photos: Photos, extract, extractor: str) -> list[Compared]:
     """The first train photos of an answer beside the photo, with a line for each inlier."""
+    from landmarks.local_features.drawing import draw_matches
+
     one = decode(data, SIDE)
-    seen = extract(one) if min(one.shape[:2]) >= SMALLEST_SIDE else None
+    seen = extract([one])[0] if min(one.shape[:2]) >= SMALLEST_SIDE else None
     found = []
     for other in answer.nearest[:COMPARED]:
         caption = f"{other.landmark} {other.name}, similarity {other.similarity:.3f}"
@@ -220,7 +223,7 @@ def compare(data: bytes, answer: "Answer", photos: Photos, extract, extractor: s
         train = decode(there, SIDE)
         rows = np.empty((0, 2), int)
         if seen is not None and min(train.shape[:2]) >= SMALLEST_SIDE:
-            of_train = extract(train)
+            (of_train,) = extract([train])
             rows = inliers(seen, of_train, MATCHING[extractor])
             picture = draw_matches(one, train, seen.points[rows[:, 0]], of_train.points[rows[:, 1]])
         else:

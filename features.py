@@ -1,5 +1,11 @@
 """Images to embeddings on disk, one file a shard; shards that are done are skipped."""
 
+if __name__ == "__main__":  # `python features.py to`: a door, gone through before pandas is imported
+    from landmarks.neighbours import arrow
+    from landmarks.running import command
+
+    command.run(arrow.main)
+
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -279,10 +285,3 @@ def _what_is_spoilt(predictor: "keras.Model", work: Path) -> str:
     if not all(np.isfinite(ops.convert_to_numpy(ops.cast(weight, "float32"))).all() for weight in predictor.weights):
         return f"weights of {path} are not finite either: delete it and train again with a lower --learning-rate"
     return "the layers overflow in their --precision: train in another --work with --precision float32"
-
-
-if __name__ == "__main__":  # `python features.py to`: a door
-    from landmarks.neighbours import arrow
-    from landmarks.running import command
-
-    command.run(arrow.main)

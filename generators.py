@@ -83,7 +83,7 @@ def of_shards(shards: Iterable[Shard], listed: Container[str], sizes: list[int],
     For each shard its `Batches`, one of each size; then (ids, images), one of each size, of `batch_size` and on the
     device, filled up where there are fewer; then None.
     """
-    from keras import ops
+    from landmarks.networks.devices import placed
 
     def batches() -> Iterator[Any]:
         for shard in shards:
@@ -92,7 +92,7 @@ def of_shards(shards: Iterable[Shard], listed: Container[str], sizes: list[int],
             yield shard, of_size
             for seen in zip(*of_size, strict=False):
                 filled = [np.resize(images, (batch_size, *images.shape[1:])) for _, images in seen]
-                yield seen[0][0], [ops.convert_to_tensor(images) for images in filled]
+                yield seen[0][0], [placed(images) for images in filled]
             yield None
 
     return in_background(batches(), BATCHES_READY)

@@ -19,12 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landmarks.mirrors import added
-from landmarks.mirrors.images import UnreadablePhoto
-from landmarks.mirrors.open import open_mirror
-from landmarks.mirrors.pictures import photos_of, side_by_side
 from landmarks.mirrors.shards import read_photo
-from landmarks.mirrors.survey import SUFFIXES
 from landmarks.running import command
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
@@ -47,6 +42,7 @@ def main() -> int:
     if arguments.picture and len(paths) > 1:
         raise InputError(f"--picture draws one photo, {len(paths):,} are given")
     command.prepare_backend()
+    from landmarks.mirrors.images import UnreadablePhoto
     from landmarks.neighbours.identification import Identifier  # Keras takes seconds, which --help need not wait for
 
     identifier = Identifier(arguments.work)
@@ -77,6 +73,8 @@ def files_of(photos: list[Path]) -> list[Path]:
 
     Raises InputError if there are none in a folder.
     """
+    from landmarks.mirrors.survey import SUFFIXES
+
     found: list[Path] = []
     for photo in photos:
         if not photo.is_dir():
@@ -123,6 +121,11 @@ def draw(path: Path, answer: "Answer", recipe: Recipe, out: Path) -> None:
 
     Raises InputError if these are not at hand.
     """
+    from landmarks.mirrors import added
+    from landmarks.mirrors.images import UnreadablePhoto
+    from landmarks.mirrors.open import open_mirror
+    from landmarks.mirrors.pictures import photos_of, side_by_side
+
     source, cache = recipe.source.mirror, recipe.run.work / "mirror"
     try:
         if source == "sample" and not cache.exists():

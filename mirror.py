@@ -11,8 +11,6 @@ python mirror.py sample OUT [--seed 0]                                   the bui
 from collections.abc import Callable
 from pathlib import Path
 
-from landmarks.mirrors import check, convert
-from landmarks.mirrors import open as opened
 from landmarks.mirrors.base import SPLITS
 from landmarks.running import command
 from landmarks.running.command import at_least
@@ -78,6 +76,9 @@ def main() -> int | None:
     sampling.add_argument("--seed", type=at_least(0), default=0, help="another seed gives other landmarks (default 0)")
 
     arguments = vars(parser.parse_args())
+    from landmarks.mirrors import check, convert  # pandas takes half a second, which --help need not wait for
+    from landmarks.mirrors import open as opened
+
     actions: dict[str, Callable[..., int | None]] = {
         "import": convert.import_folder,
         "fetch": convert.fetch,

@@ -16,6 +16,7 @@ import pandas as pd
 from keras import layers, ops
 
 from landmarks.networks.backbones import blocks, build_backbone, resolved
+from landmarks.networks.devices import placed
 from landmarks.networks.hub import is_foreign, require_sizes
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
 from landmarks.networks.saved import NAME, read_model
@@ -37,7 +38,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     """(B, H, W, 3) uint8 RGB photos to what the loss takes; the layer "embedding" holds their (B, D) embeddings.
 
     That is for "softmax" the logits (B, classes), for "arcface" the cosines to the centres (B, classes), for
-    "triplet" and "none" the embeddings themselves; all float32.
+    "triplet" and "none", and "arcface" with sampled classes, the embeddings themselves; all float32.
 
     Raises:
         InputError: no such backbone, or its weights cannot be had.
@@ -81,7 +82,9 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
     x = layers.Dropout(settings.dropout, seed=seed)(x) if settings.dropout else x
     head = {
         "softmax": layers.Dense(classes, dtype="float32", name="landmark"),
-        "arcface": CosineHead(classes, settings.subcentres, name="landmark"),
+        "arcface": CosineHead(
+            classes, settings.subcentres, settings.head_parts, settings.sampled_classes, name="landmark"
+        ),
     }
     return keras.Model(photos, head[settings.loss](x), name=NAME)
 
@@ -127,7 +130,9 @@ def predictor(
     """
     has_head = any(layer.name == "landmark" for layer in model.layers)
     output = model.output
-    if has_head and _gives_logits(model.get_layer("landmark")):
+    if has_head and getattr(model.get_layer("landmark"), "sampled", 1) < 1:
+        output = model.get_layer("landmark")(model.get_layer("embedding").output, whole=True)
+    elif has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
     for base in (layer for layer in model.layers if isinstance(layer, keras.Model)):
@@ -174,7 +179,8 @@ def predict(
     """
     given = [photos] if isinstance(photos, np.ndarray) else photos
     filled = [np.concatenate([some, np.zeros((batch_size - len(some), *some.shape[1:]), some.dtype)]) for some in given]
-    found = predictor.predict_on_batch(filled[0] if isinstance(photos, np.ndarray) else filled)
+    on_device = [placed(some) for some in filled]
+    found = predictor.predict_on_batch(on_device[0] if isinstance(photos, np.ndarray) else on_device)
     return {name: np.asarray(array)[: len(given[0])] for name, array in found.items()}
 
 

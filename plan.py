@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landmarks.mirrors.open import open_mirror
 from landmarks.running import command, threads
 from landmarks.running import recipe as recipes
 from landmarks.running.progress import size_of, time_of
@@ -71,7 +70,11 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
             seconds = forecast.multiplications(needs.network, size) / rate.value
             source = f"{rate.how}, {rate.date}, as {like}: {rate.source}"
         by.append(f"{one.model.backbone} at {size} px: {1 / seconds:,.0f} photos/s ({source})")
-        stages += plan.network_stages(needs, seconds, machine, counts, one.training, one.embedding, machines, splits)
+        pixels = counts.learnt * size**2 * 3
+        cached = min(1, recipe.source.cache_size * 1e9 / pixels) if recipe.source.cache else 0
+        stages += plan.network_stages(
+            needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached
+        )
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
     stages.append(plan.Stage("start", 2 * plan.START, "Keras", 1))
@@ -99,6 +102,8 @@ def count(recipe: Recipe) -> "Counts":
     source, photos = recipe.source.mirror.rstrip("/"), recipe.photos
     if source == PUBLIC and photos.clean in ("", "true") and not photos.classifier:
         return plan.public(bool(photos.clean))
+    from landmarks.mirrors.open import open_mirror  # pandas, which --help need not wait for
+
     mirror = open_mirror(source, recipe.run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
     return plan.counted(mirror, photos, recipe.run.work, "://" in source)

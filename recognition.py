@@ -12,16 +12,10 @@ import sys
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from landmarks.cluster import tasks, work_copy
+from landmarks.cluster import work_copy
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.open import open_mirror, require_place
-from landmarks.neighbours import nonlandmarks, penalty, probability, rerank, voting
-from landmarks.neighbours.nonlandmarks import References
-from landmarks.neighbours.probability import Curve
 from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
@@ -31,6 +25,12 @@ from landmarks.running.locks import held
 from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, solutions, submissions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from landmarks.neighbours.nonlandmarks import References
+    from landmarks.neighbours.probability import Curve
 
 
 def main() -> None:
@@ -50,6 +50,9 @@ def main() -> None:
 
 def recognise(recipe: Recipe) -> None:
     """The whole job, with the work folder to itself."""
+    from landmarks.mirrors.open import open_mirror  # pandas and Keras take seconds, which --help need not wait for
+    from landmarks.neighbours import nonlandmarks, penalty
+
     run, verifies = recipe.run, recipe.verification.verify != "off"
     by_head = recipe.recognition.recognizer == "head"
     calibrates = recipe.recognition.calibrate and not by_head  # which has learnt every landmark: none can be unknown
@@ -65,7 +68,7 @@ def recognise(recipe: Recipe) -> None:
             whiten(one, mirror)
     splits = ["test"] if by_head and not verifies else ["test", "train"]
     splits += [split for group in [*references, *filter(None, [none])] for split in group.splits]
-    from landmarks.neighbours import ensemble, gallery, growing  # Keras takes seconds, which --help need not wait for
+    from landmarks.neighbours import ensemble, gallery, growing
 
     files = ensemble.embed(run, recipe.embedding, mirror, list(dict.fromkeys(splits)))
     if files is None:
@@ -109,6 +112,10 @@ def check(recipe: Recipe) -> None:
 
     Raises InputError. What only the photos can tell, like a landmark with too few of them, comes later.
     """
+    from landmarks.cluster import tasks
+    from landmarks.mirrors.open import require_place
+    from landmarks.neighbours import nonlandmarks
+
     run, source = recipe.run, recipe.source
     require_place(source.mirror)
     tracking.require(run.track)
@@ -117,6 +124,11 @@ def check(recipe: Recipe) -> None:
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        made = [recipes.of(folder) for folder in run.models] or [recipe, *recipe.beside()]
+        devices.share(run.devices, [one.divisible() for one in made])
     if recipe.embedding.engine != "keras":
         from landmarks.networks import engines
 
@@ -154,6 +166,9 @@ def foretell(recipe: Recipe, mirror: Mirror) -> None:
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
     """Train the model in the work folder, or train it further, unless it is finished."""
+    import numpy as np
+    import pandas as pd
+
     import model as models
     from landmarks.training import selection, validation
     from landmarks.training.run import CHECKPOINTS, train
@@ -194,13 +209,17 @@ def whiten(recipe: Recipe, mirror: Mirror) -> None:
     ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster)
 
 
-def predict(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References]) -> pd.DataFrame:
+def predict(
+    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: "list[References]"
+) -> "pd.DataFrame":
     """The `landmark` and `score` of every test photo that could be read, by id.
 
     Args:
         files: the features of each split that is needed.
         references: the photos of no landmark that the setting `penalty` takes, weighed.
     """
+    from landmarks.neighbours import penalty, rerank, voting
+
     settings = recipe.recognition
     if settings.recognizer == "head":
         found = voting.head(files["test"])
@@ -227,7 +246,7 @@ def score_alone(recipe: Recipe, mirror: Mirror, solution_csv: Path, unscored: Co
     return scores.write_scores("recognition", submission_csv, solution_csv, path, unscored=unscored)
 
 
-def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
+def voters_of(recipe: Recipe, mirror: Mirror) -> "pd.DataFrame":
     """`id` and `landmark_id` of the train photos that vote."""
     from landmarks.training.selection import voters
 
@@ -235,13 +254,18 @@ def voters_of(recipe: Recipe, mirror: Mirror) -> pd.DataFrame:
 
 
 def calibrate(
-    recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], references: list[References], none: References | None
-) -> Curve | None:
+    recipe: Recipe,
+    mirror: Mirror,
+    files: dict[str, list[Path]],
+    references: "list[References]",
+    none: "References | None",
+) -> "Curve | None":
     """The curve from scores to probabilities of being right, by photos whose truth is known; None if nothing tells it.
 
     Args:
         none: the photos of no landmark that the mirror names.
     """
+    from landmarks.neighbours import probability
     from landmarks.training import validation
 
     verify = None

@@ -16,14 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from landmarks.cluster import tasks, work_copy
-from landmarks.mirrors.added import WithAdded
+from landmarks.cluster import work_copy
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import approximate, expansion, neighbourhood, rerank, voting
-from landmarks.neighbours.search import Neighbours
 from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
@@ -37,7 +31,10 @@ from landmarks.running.settings import RunSettings
 from landmarks.scoring import scores, solutions, submissions
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from landmarks.neighbours.growing import Added
+    from landmarks.neighbours.search import Neighbours
 
 UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what is recognition.py's alone
     "checkpoint_minutes", "blend", "non_landmarks", "penalty", "penalty_weight", "most_predicted", "calibrate",
@@ -52,6 +49,8 @@ def main() -> None:
         print("`add WORK FOLDER` and `remove WORK` let the index of a work folder grow, as `add --help` explains.\n")
     recipe = recipes.load(work_copy.fetched(sys.argv[1:]), UNUSED)
     run = recipe.run
+    from landmarks.cluster import tasks  # numpy and requests, which --help need not wait for
+
     tasks.require(run.cluster)
     if run.time_limit:
         command.limit_time(run.time_limit)
@@ -107,6 +106,9 @@ def grow() -> None:
 
 def retrieve(recipe: Recipe) -> None:
     """The whole job, with the work folder to itself."""
+    from landmarks.mirrors.added import WithAdded  # pandas takes half a second, which --help need not wait for
+    from landmarks.mirrors.open import open_mirror
+
     run, settings = recipe.run, recipe.retrieval
     mirror = open_mirror(recipe.source.mirror, run.work / "mirror", recipe.training.seed, recipe.source)
     mirror.require("index", "test")
@@ -114,6 +116,10 @@ def retrieve(recipe: Recipe) -> None:
         recipe.keep()  # their common work folder may be new
 
     command.prepare_backend()
+    if run.devices != "1":
+        from landmarks.networks import devices
+
+        devices.share(run.devices, [recipes.of(folder).divisible() for folder in run.folders])
     from landmarks.neighbours import ensemble, growing  # Keras takes seconds: --help and a wrong setting need not wait
 
     if settings.rerank_inliers:
@@ -160,7 +166,7 @@ def needs_train(recipe: Recipe) -> bool:
     return recipe.retrieval.rerank and recipe.recognition.recognizer != "head"
 
 
-def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None) -> Neighbours:
+def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None) -> "Neighbours":
     """The index photos nearest to each test photo, those with its landmark brought nearer."""
     neighbours = find(recipe.run, recipe.retrieval, files)
     if recipe.retrieval.rerank:
@@ -168,8 +174,10 @@ def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "A
     return neighbours
 
 
-def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> Neighbours:
+def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> "Neighbours":
     """The index photos nearest to each test photo, as many as are needed, by the settings that need embeddings."""
+    from landmarks.neighbours import approximate, expansion, neighbourhood
+
     queries, index, parts = files["test"], files["index"], run.index_parts
     if settings.database_augmentation:
         folder = run.work / "expanded/index"
@@ -198,12 +206,13 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
 
 def labels(
     recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "Added | None" = None
-) -> list[pd.DataFrame]:
+) -> "list[pd.DataFrame]":
     """The `landmark` of all test and all index photos, by id, and how sure it is (`score`): as the recognizer has them.
 
     Of votes that is their power mean, so that it is a similarity, however many vote with whatever power; `soft`
     re-ranking is published with the landmark and the cosine of the nearest train photo alone.
     """
+    from landmarks.neighbours import approximate, voting
     from landmarks.training.selection import voters
 
     run, settings = recipe.run, recipe.recognition
@@ -226,9 +235,11 @@ def labels(
 
 
 def bring_nearer(
-    settings: RetrievalSettings, neighbours: Neighbours, of_queries: pd.DataFrame, of_index: pd.DataFrame
-) -> Neighbours:
+    settings: RetrievalSettings, neighbours: "Neighbours", of_queries: "pd.DataFrame", of_index: "pd.DataFrame"
+) -> "Neighbours":
     """Re-rank: neighbours with the query's landmark come nearer, by what `labels` says of both."""
+    from landmarks.neighbours import rerank
+
     query, index = of_queries.loc[neighbours.query_ids], of_index.loc[neighbours.index_ids]
     neighbours = neighbours._replace(
         query_landmark=query["landmark"].to_numpy(), index_landmark=index["landmark"].to_numpy()
@@ -241,7 +252,7 @@ def bring_nearer(
     return rerank.same_landmark(neighbours, settings.rerank_factor, settings.rerank_depth)
 
 
-def write_submission(mirror: Mirror, neighbours: Neighbours, path: Path) -> None:
+def write_submission(mirror: Mirror, neighbours: "Neighbours", path: Path) -> None:
     """One row for each test photo: its nearest index photos, best first, or nothing where it could not be read.
 
     The best 100 are written: there are more where they were re-ranked by their neighbours alone.

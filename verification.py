@@ -22,12 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.local_features.drawing import draw_matches
 from landmarks.local_features.extractors import EXTRACTORS, open_extractor
 from landmarks.local_features.matching import MATCHING, inliers
 from landmarks.local_features.points import SMALLEST_SIDE, decode
 from landmarks.mirrors.images import UnreadablePhoto
-from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import read_photo
 from landmarks.running import command
 from landmarks.running import recipe as recipes
@@ -45,9 +43,11 @@ def match(
     extractor = extractor or ("delf" if model else "untrained")
     extract = open_extractor(extractor, model, points)
     one, other = _read_photo(a, size), _read_photo(b, size)
-    of_one, of_other = extract(one), extract(other)
+    of_one, of_other = extract([one, other])
     rows = inliers(of_one, of_other, MATCHING[extractor])
     if out is not None:
+        from landmarks.local_features.drawing import draw_matches  # pandas
+
         picture = draw_matches(one, other, of_one.points[rows[:, 0]], of_other.points[rows[:, 1]])
         try:
             with whole(out) as part:
@@ -75,6 +75,7 @@ def calibrate(work: Path) -> None:
         recipes.of(folder)  # there is a trained model
     command.prepare_backend()
     from landmarks.local_features import calibration, decision  # import Keras
+    from landmarks.mirrors.open import open_mirror
     from landmarks.neighbours import ensemble
 
     decision.require(run, recipe.model, settings)

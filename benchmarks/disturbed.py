@@ -12,13 +12,16 @@ or SIGKILL: a full disk lets files go. FAULT says what happens at the operation 
     EFBIG       from the start on no file grows beyond PLACE bytes
     impatient   from the start on time-outs are a second
 
-With PLACE 0 this happens at operations that NOTES does not name yet, and it gets their names: ENOSPC from the first of
-them on, EIO at each. Then there is also
+    torn        files that are opened are the only operations: one grows to half the size that it has in the folder
+                `whole` beside NOTES, and no further
 
-    torn        the file that is opened grows to half the size it has in the folder `whole` beside NOTES, and no further
+With PLACE 0 this happens at operations that NOTES does not name yet, and it gets their names: ENOSPC from the first of
+them on, EIO and torn at each.
 """
 
+import atexit
 import errno
+import io
 import os
 import re
 import resource
@@ -61,12 +64,17 @@ class Disk:
     def operation(self, event: str, path: object) -> None:
         if not str(path).startswith(self.work):
             return
+        if self.fault == "torn":
+            limit_files(resource.RLIM_INFINITY)  # the notes are a file too
+            if event != "open":
+                return
         self.passed += 1
         at_it = self.passed == self.place
         if self.place == 0:
             at_it = self.note(event, os.path.relpath(str(path), self.work))
         if self.fault == "torn":
-            self.tear(Path(str(path)) if at_it and event == "open" else None)
+            if at_it:
+                self.tear(Path(str(path)))
         elif at_it and self.fault == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault != "none" and (at_it or self.full):
@@ -84,27 +92,45 @@ class Disk:
         os.write(self.file, f"{name}\n".encode())
         return True
 
-    def tear(self, path: Path | None) -> None:
-        """Let files grow to half the size of the one that is opened, or, where it is none, as they like."""
-        limit = most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        if path is not None:
-            whole = self.notes.parent / "whole" / path.relative_to(self.work)
-            whole = whole.with_name(whole.name.removeprefix("part-"))
-            limit = whole.stat().st_size // 2 if whole.is_file() else LEAST
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    def tear(self, path: Path) -> None:
+        """Let files grow to half the size of this one."""
+        whole = self.notes.parent / "whole" / path.relative_to(self.work)
+        whole = whole.with_name(whole.name.removeprefix("part-"))
+        limit_files(whole.stat().st_size // 2 if whole.is_file() else LEAST)
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def hold_back_output() -> None:
+    """Until the end, when files may grow again: the output is one too."""
+    kept = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+    said = sys.stdout, sys.stderr
+
+    def tell() -> None:
+        limit_files(resource.RLIM_INFINITY)
+        for stream, text in zip(kept, said, strict=True):
+            stream.write(text.getvalue())
+            stream.flush()
+
+    atexit.register(tell)
 
 
 if __name__ == "__main__":
     script, work, fault, place, notes, *arguments = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(script))
     if fault == "EFBIG":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(place), resource.RLIM_INFINITY))
+        limit_files(int(place))
     elif fault == "impatient":
         from landmarks.mirrors import download, outages
 
         download.TIMEOUT, outages.STRANGER_TRIES = (1, 1), 20
         outages.LONGEST_PAUSE = 0.2  # type: ignore[assignment]
     else:
+        if fault == "torn":
+            hold_back_output()
         Disk(work, fault, int(place), Path(notes))
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")

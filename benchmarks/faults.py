@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,6 +74,7 @@ class Case:
     seconds: list[float] = field(default_factory=list)
 
     def undisturbed(self) -> "Case":
+        self.folder.mkdir(exist_ok=True)
         work = self.folder / "whole"
         for number, script in enumerate(SCRIPTS):
             if number:
@@ -173,16 +174,17 @@ def disks(case: Case, times: int, draw: random.Random) -> Iterator[Trial]:
         yield f"tmpfs at {size} bytes", partial(_on_a_small_disk, case, size)
 
 
-def everywhere(case: Case, fault: str) -> Iterator[Ended]:
-    """The fault at every operation of both scripts."""
+def everywhere(case: Case, fault: str, spared: Set[Operation] = frozenset()) -> Iterator[Ended]:
+    """The fault at every operation of both scripts, but for some."""
     operations = {
         (number, name): place
         for number, names in enumerate(case.names)
         for place, name in enumerate(names, 1)
         if name.startswith("open" if fault == "torn" else ("open", "os.mkdir", "os.rename", "fsync"))
+        and (number, name) not in spared
     }
     left, met = set(operations), set[Operation]()
-    for operation, outcome, what in _chain(case, fault, set()):
+    for operation, outcome, what in _chain(case, fault, spared):
         met.add(operation)
         if outcome != "same":
             left.discard(operation)
@@ -191,7 +193,7 @@ def everywhere(case: Case, fault: str) -> Iterator[Ended]:
     # what is done a second or third time by no run that goes on from another one, in chains from the start.
     while left:
         before = len(left)
-        for operation, outcome, what in _chain(case, fault, {*operations, *met} - left):
+        for operation, outcome, what in _chain(case, fault, {*operations, *met, *spared} - left):
             left.discard(operation)
             met.add(operation)
             yield f"{fault} at {operation}", outcome, what
@@ -202,7 +204,7 @@ def everywhere(case: Case, fault: str) -> Iterator[Ended]:
         yield from _judged([(f"{fault} at {(number, name)}, alone", trial)])
 
 
-def _chain(case: Case, fault: str, spared: set[Operation]) -> Iterator[tuple[Operation, str, str]]:
+def _chain(case: Case, fault: str, spared: Set[Operation]) -> Iterator[tuple[Operation, str, str]]:
     """Operations that fail, all but these, and how their runs end, each of which goes on where the one before ended.
 
     A run that goes on after a fault, "same" for that operation, meets more of them until one ends it.
@@ -275,7 +277,7 @@ def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> 
             yield f"server, {fault} (seed {seed})", partial(disturbed, fault, seed)
 
 
-def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Iterator[Ended]:
+def inject(kind: str, recipe: str, times: int, seed: int, folder: Path, beyond: Sequence[str] = ()) -> Iterator[Ended]:
     """What is done to one recipe's run."""
     draw = random.Random(f"{seed} {kind} {recipe}")
     if kind == "every":
@@ -288,8 +290,10 @@ def inject(kind: str, recipe: str, times: int, seed: int, folder: Path) -> Itera
         return
     case = Case(recipe, str(mirror), folder).undisturbed()
     if kind == "every":
+        others = [Case(other, str(mirror), folder / other).undisturbed() for other in beyond]
+        spared = {(number, name) for other in others for number, names in enumerate(other.names) for name in names}
         for fault in ("ENOSPC", "EIO", "torn"):
-            yield from everywhere(case, fault)
+            yield from everywhere(case, fault, spared)
     else:
         yield from _judged({"kill": kills, "disk": disks}[kind](case, times, draw))
 
@@ -308,6 +312,10 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=100, help="faults of a kind for each recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument(
+        "--beyond", nargs="+", default=[], choices=list(RECIPES),
+        help="every: not at the operations, by their names, that the runs of these recipes have too",
+    )  # fmt: skip
     given = parser.parse_args()
     counts: dict[tuple[str, str], Counter] = {}
     for kind in KINDS if given.kind == "all" else (given.kind,):
@@ -315,7 +323,7 @@ def main() -> int:
             if (kind, recipe) == ("server", "triplet"):
                 continue  # it needs any photo at any time: the mirror in a folder
             with tempfile.TemporaryDirectory() as folder:
-                for name, outcome, what in inject(kind, recipe, given.times, given.seed, Path(folder)):
+                for name, outcome, what in inject(kind, recipe, given.times, given.seed, Path(folder), given.beyond):
                     fault = name.split(" at ")[0].split(" (")[0]
                     counts.setdefault((recipe, fault), Counter())[outcome] += 1
                     print(f"{recipe}: {name}: {outcome} {what}", file=sys.stderr, flush=True)

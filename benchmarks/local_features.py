@@ -23,8 +23,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `verification` is not this file
 
 from landmarks.local_features.extractors import EXTRACTORS, open_extractor
-from landmarks.local_features.matching import MATCHING, Matching, compare
-from landmarks.local_features.points import LocalFeatures, decode, opencv
+from landmarks.local_features.matching import MATCHING, compare
+from landmarks.local_features.points import LocalFeatures, Matching, decode, opencv
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.open import open_mirror
 from landmarks.running import command, history
@@ -77,7 +77,7 @@ def count_inliers(pairs: list[Pair], features: dict[str, LocalFeatures], how: Ma
     numbers = list(map(str, range(len(pairs))))
     photos = {number: features[first] for number, (first, _) in zip(numbers, pairs, strict=True)}
     candidates = {number: [second] for number, (_, second) in zip(numbers, pairs, strict=True)}
-    return [row[0] for row in compare(candidates, photos, features, how).values()]
+    return [row[0] for _, row in compare(candidates, photos, features, how)]
 
 
 def plain_loop(pairs: list[Pair], features: dict[str, LocalFeatures]) -> None:
@@ -146,7 +146,7 @@ def main() -> None:
             print(f"\n{name} is left out: {error}")
             continue
         start = time.perf_counter()
-        features = {identity: extract(photo) for identity, photo in photos.items()}
+        features = dict(zip(photos, extract(list(photos.values())), strict=True))
         photo_seconds = (time.perf_counter() - start) / len(photos)
         how = MATCHING[name]._replace(**changed)
         counts = count_inliers(same + different, features, how)

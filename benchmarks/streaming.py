@@ -1,6 +1,6 @@
 """Peak disk and memory of a streamed run over few and many shards: neither may grow with their number.
 
-    python benchmarks/streaming.py [--shards 6 24] [--photos 200]
+    python benchmarks/streaming.py [--shards 4 40] [--photos 200] [--json FILE]
 
 Random photos in mirrors of so many train shards behind a loopback HTTP server; recognition.py runs on each with a small
 random network. Prints the most shards and bytes seen at once in the folder of downloads, and the peak memory.
@@ -23,6 +23,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks import timing
 from landmarks.mirrors.shards import write_tar
 from landmarks.running import history
 
@@ -81,9 +82,13 @@ def measure(mirror: Path, work: Path) -> tuple[int, int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shards", type=int, nargs="+", default=[6, 24])
+    parser.add_argument("--shards", type=int, nargs="+", default=[4, 40])
     parser.add_argument("--photos", type=int, default=200, help="in each shard")
+    parser.add_argument("--busy", action="store_true", help="on a busy machine too, which peaks do not mind")
+    parser.add_argument("--json", type=Path, help="add lines to this file")
     arguments = parser.parse_args()
+    timing.require_idle(arguments.busy)
+    peaks: dict[str, dict[str, list[float]]] = {"disk": {}, "memory": {}}
     print(history.stamp(), flush=True)
     for shards in arguments.shards:
         with tempfile.TemporaryDirectory() as folder:
@@ -94,6 +99,11 @@ def main() -> None:
                 f"{shards} shards of {size / 1e6:.1f} MB: at most {tars} on disk at once, {bytes_ / 1e6:.1f} MB; "
                 f"peak memory {memory / 2**20:.0f} MiB"
             )
+            peaks["disk"][f"{shards} shards"], peaks["memory"][f"{shards} shards"] = [bytes_ / 1e6], [memory / 1e6]
+    few, *more = peaks["disk"]
+    for what, found in peaks.items():
+        pairs = [(few, many, 0.95) for many in more]
+        timing.report(f"peak {what}, by the number of shards", found, "MB", pairs, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""How long a train.csv of the full size takes to read, and how much memory, against pandas' checks alone.
+"""How fast a train.csv of the full size is read, and in how much memory, beside pandas with pyarrow.
 
-    python benchmarks/tables.py [--photos 4132914]
+    python benchmarks/tables.py [--photos 4132914] [--json FILE]
 
-Peaks are of a process of their own for each way, above what it has after its imports. `rows` reads every line and
-checks its length, id and landmark, and that no id comes twice; `again` asks the mirror a second and a third time, for
-the table and for the ids; `is_unique` reads likewise but asks pandas whether an id comes twice, as it was before.
+Each reading is a process of its own, whose peak of memory is above what its imports take. `mirror` is `Mirror.train()`
+and `Mirror.ids("train")`: every line's length, id and landmark are checked, and that no id comes twice. `pandas` reads
+the two columns by pyarrow and checks nothing; `pandas, checked` checks the ids' form and that none comes twice, and
+makes the list of them too. pandas cannot check how long each line is.
 """
 
 import argparse
 import json
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,9 +23,13 @@ import pandas as pd
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `tables` is not this file
 
+from benchmarks import timing
+from landmarks.mirrors import plain_table  # noqa: F401  imported here, as what pandas needs is
 from landmarks.mirrors.folder import FolderMirror
+from landmarks.mirrors.shards import PHOTO_ID
 
-WAYS = ("rows", "again", "is_unique")
+MIRROR, PANDAS, CHECKED = "mirror", "pandas", "pandas, checked"
+MOST = 1.0  # GB
 
 
 def write_table(path: Path, photos: int) -> None:
@@ -37,36 +43,53 @@ def write_table(path: Path, photos: int) -> None:
 
 
 def measure(folder: str, way: str) -> None:
-    mirror = FolderMirror(Path(folder))
+    if way != MIRROR:
+        import pyarrow.csv  # noqa: F401
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    train = mirror.train()
-    if way == "again":
-        began = time.perf_counter()
+    if way == MIRROR:
+        mirror = FolderMirror(Path(folder))
         mirror.train(), mirror.ids("train")
-    if way == "is_unique":
-        assert pd.Series(train["id"].to_numpy(object)).is_unique
+    else:
+        columns = ["id", "landmark_id"]
+        train = pd.read_csv(f"{folder}/metadata/train.csv", engine="pyarrow", usecols=columns)
+        if way == CHECKED:
+            assert train["id"].is_unique and train["id"].str.fullmatch(PHOTO_ID.pattern).all() and train["id"].tolist()
     seconds = time.perf_counter() - began
     gigabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 / 1e9
-    print(json.dumps({"seconds": seconds, "gigabytes": gigabytes}))
+    print(json.dumps([seconds, gigabytes]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=4_132_914)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--busy", action="store_true", help="measure on a busy machine too")
+    parser.add_argument("--json", type=Path, help="add a line to this file")
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        return measure(*arguments.measure)
+    given = parser.parse_args()
+    if given.measure:
+        return measure(*given.measure)
+    timing.require_idle(given.busy)
+    print(timing.machine())
+    rates: dict[str, list[float]] = {MIRROR: [], PANDAS: [], CHECKED: []}
+    peaks: dict[str, list[float]] = {name: [] for name in rates}
     with tempfile.TemporaryDirectory() as folder:
-        write_table(Path(folder) / "train.csv", arguments.photos)
-        for _ in range(3):
-            found = {}
-            for way in WAYS:
+        (Path(folder) / "metadata").mkdir()
+        write_table(Path(folder) / "metadata/train.csv", given.photos)
+        for _ in range(given.turns):
+            for way in rates:
                 command = [sys.executable, __file__, "--measure", folder, way]
-                found[way] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            print(", ".join(f"{way} {one['seconds']:.1f} s {one['gigabytes']:.2f} GB" for way, one in found.items()),
-                  f"(is_unique / rows: {found['is_unique']['seconds'] / found['rows']['seconds']:.2f})")  # fmt: skip
+                said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+                seconds, gigabytes = json.loads(said)
+                rates[way].append(given.photos / seconds / 1e6)
+                peaks[way].append(gigabytes)
+    print(", ".join(f"{way}: {statistics.median(peak):.2f} GB" for way, peak in peaks.items()))
+    pairs = [(MIRROR, PANDAS, 1.0), (MIRROR, CHECKED, 1.0)]
+    timing.report(f"train.csv of {given.photos:,} rows", rates, "million rows/s", pairs, given.json)
+    aim = f"within {MOST:g} GB"
+    room = {way: [1 / one for one in peak] for way, peak in peaks.items()} | {aim: [1 / MOST] * given.turns}
+    timing.report("the same, memory", room, "tables in a GB", [(MIRROR, aim, 1.0)], given.json)
 
 
 if __name__ == "__main__":

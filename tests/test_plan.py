@@ -18,7 +18,9 @@ def test_the_public_mirror_is_known(monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "4,132,914 train, 761,757 index, 117,577 test photos; 1,580,470 are learnt from" in done.stdout
     assert re.search(r"^embed train .* 8 +500GB", done.stdout, re.MULTILINE), done.stdout
-    assert "estimated" in done.stdout
+    assert re.search(
+        r"^Tiny at 32 px: .* \((measured|estimated), \d{4}-\d\d-\d\d, as ResNet50: ", done.stdout, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("device", ["here", "cpu"])

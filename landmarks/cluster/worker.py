@@ -51,6 +51,7 @@ class Worker:
         os.chdir(self.folder)  # Ray's own may be unpacked anew by another node of this machine
         self._device = threading.Lock()
         self._job: Job | None = None
+        self._in_folder: FolderMirror | None = None
 
     def make(self, name: str, job: list[Any]) -> Made:
         """Make a shard's file. While one is downloaded, or sent, the device works on another.
@@ -85,7 +86,7 @@ class Worker:
         return Made("", np.fromfile(path, np.uint8), photos, damage, skipped, mismatches)
 
     def _open(self, cache: Path) -> Mirror:
-        """The mirror; one at a URL anew for each shard, since its downloads are."""
+        """The mirror; one at a URL anew for each shard, whose downloads have a place of their own."""
         if self.source.startswith(URLS):
             return WebMirror(self.source, cache, self.settings)
         if not Path(self.source).is_dir():
@@ -93,7 +94,9 @@ class Worker:
                 f"node {os.uname().nodename} does not see the mirror's folder {self.source}: put it where all nodes "
                 "have it under this path, or give a mirror at a URL"
             )
-        return FolderMirror(Path(self.source), self.settings)
+        if self._in_folder is None:  # an extracted tree's is long in finding out what it has
+            self._in_folder = FolderMirror(Path(self.source), self.settings)
+        return self._in_folder
 
 
 def _own_folder(root: Path) -> tuple[Path, FileLock]:

@@ -15,6 +15,7 @@ from landmarks.neighbours.search import search
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError
 from landmarks.running.features_file import concatenate, load_features, outline, save_features, take
+from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings
 from landmarks.scoring import measures
 
@@ -71,7 +72,8 @@ def most_inliers(
         here = set(np.concatenate([outline(path).ids for path in files[split]]).tolist())
         theirs = {identity: row for identity, row in candidates.items() if identity in here}
         photos, gallery, theirs = features_of(run, settings, mirror, files, (split, "train"), theirs)
-        counts |= compare(theirs, photos, gallery, MATCHING[settings.extractor], largest_threshold(settings))
+        compared = compare(theirs, photos, gallery, MATCHING[settings.extractor], largest_threshold(settings))
+        counts |= Progress(compared, "compare", len(theirs), unit=" photos")
     return pd.Series({identity: max(counts[identity], default=0) for identity in landmark.index}, dtype="int64")
 
 

@@ -150,6 +150,19 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.npz"))
 
 
+def made_of(settings: VerificationSettings, model: Path) -> dict[str, str | int]:
+    """What local features follow from beside the photo: a digest of the extractor's model, and settings."""
+    digest = hashlib.md5()
+    for path in _model_files(settings, model):
+        digest.update(path.read_bytes())
+    return {"model": digest.hexdigest(), "size": settings.local_size, "points": settings.local_points}
+
+
+def _model_files(settings: VerificationSettings, model: Path) -> list[Path]:
+    names = MODEL_FILES.get(settings.extractor)
+    return [path for path in sorted(model.glob(names)) if path.is_file()] if names else []
+
+
 def kept_features(
     settings: VerificationSettings,
     work: Path,
@@ -167,14 +180,10 @@ def kept_features(
     """
     open_it = partial(open_extractor, settings.extractor, model, settings.local_points)
     folder = work / "local" / settings.extractor
-    digest = hashlib.md5()
-    made_of = MODEL_FILES.get(settings.extractor)
-    for path in sorted(model.glob(made_of)) if made_of else []:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    prepare_folder(folder / split, [], model=digest.hexdigest(), size=settings.local_size, points=settings.local_points)
+    prepare_folder(folder / split, [], **made_of(settings, model))
 
     def elsewhere(todo: dict[str, list[str]], files: dict[str, Path], add: Callable) -> None:
-        parts = [path for path in model.glob(made_of) if path.is_file()] if made_of else []
+        parts = _model_files(settings, model)
         data = {path.relative_to(model).as_posix(): np.fromfile(path, np.uint8) for path in parts}
         opener = partial(_open_job, settings.extractor, data, settings.local_points, split, todo, settings.local_size)
         tasks.share(cluster, opener, mirror, split, files, work, f"local features of {split}", add)

@@ -6,7 +6,7 @@ is trained, the norm of the features stands in for it, as in Tolias, Jenicek, Ch
 Descriptors for Instance-Level Recognition", ECCV 2020.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +16,19 @@ from keras import layers, ops
 from PIL import Image
 
 import model as models
-from landmarks.local_features.points import SCALES, LocalFeatures
+from landmarks.local_features.points import SCALES, Extractor, LocalFeatures
 from landmarks.networks.backbones import build_backbone
+from landmarks.networks.devices import accelerated
+from landmarks.networks.engines import Call, Compiled
 from landmarks.networks.layers import Normalization, register
 from landmarks.running.command import InputError
 from landmarks.running.settings import ModelSettings
+from landmarks.running.threads import in_threads
 
 FILE = "delf.keras"  # in a work folder: features, attention and PCA in one model
 STRIDE = 16
 MULTIPLE = 64  # levels are filled up to sides of a multiple of this, so that few shapes are compiled
+PIXELS = {"CPU": 2**18, "accelerator": 2**24}  # of the levels that go through the network at once
 
 
 @register
@@ -96,8 +100,8 @@ def with_pca(delf: keras.Model, mean: np.ndarray, axes: np.ndarray) -> keras.Mod
     return keras.Model(delf.input, {"descriptors": descriptors, "scores": delf.output["scores"]}, name="delf")
 
 
-def open_extractor(folder: Path, points: int = 1000) -> Callable[[np.ndarray], LocalFeatures]:
-    """The extractor in a work folder: a photo (H, W, 3) uint8 to its features, at most `points`, the best first.
+def open_extractor(folder: Path, points: int = 1000) -> Extractor:
+    """The extractor in a work folder: photos (H, W, 3) uint8 to their features, at most `points`, the best first.
 
     Raises:
         InputError: the folder has no DELF model, or it is damaged.
@@ -108,30 +112,61 @@ def open_extractor(folder: Path, points: int = 1000) -> Callable[[np.ndarray], L
     delf = models.load(path)
     if not isinstance(delf.output, dict) or set(delf.output) != {"descriptors", "scores"}:
         raise InputError(f"{path} is a model, but not one of DELF; delete it and train DELF again")
-    return partial(extract, delf, points=points)
+    return extractor(delf, points)
 
 
-def extract(delf: keras.Model, photo: np.ndarray, points: int) -> LocalFeatures:
+def extractor(delf: keras.Model, points: int) -> Extractor:
+    """The extractor of a DELF, whose weights have to stay as they are."""
+    return partial(extract, Compiled(delf), points=points)
+
+
+def extract(delf: Call, photos: Sequence[np.ndarray], points: int) -> list[LocalFeatures]:
     """The `points` cells of all levels of the pyramid that have the best scores; each is at its cell's centre.
 
-    A photo takes a moment's memory for its largest level, twice its size: 200 MB at 640 px with EfficientNet-Lite0.
+    Levels that are filled up to one shape go through the network together, and its results are waited for when all are
+    on their way. A photo takes a moment's memory for its largest level, twice its size: 200 MB at 640 px with
+    EfficientNet-Lite0; so many levels take part as `PIXELS` allows.
     """
-    height, width = photo.shape[:2]
-    found: dict[str, list[np.ndarray]] = {"centres": [], "descriptors": [], "scores": []}
-    for scale in SCALES:
-        shown = level(photo, scale)
-        sides = shown.shape[1], shown.shape[0]
-        maps = delf.predict_on_batch(fill(shown, *(-(-side // MULTIPLE) * MULTIPLE for side in sides))[None])
-        # A network that learnt from mirrored photos too sees its cell i centred at 16 i + 7.5, whatever its padding:
-        # EfficientNet-Lite0's features of mirrored photos match at 7.6, those of photos of twice the size at 9.0.
-        x, y = (np.arange(STRIDE / 2, side, STRIDE) for side in sides)
-        grid = np.stack(np.meshgrid(x * width / sides[0], y * height / sides[1]), axis=-1) - 0.5
-        found["centres"].append(grid.reshape(-1, 2))
-        for name in ("descriptors", "scores"):
-            inside = np.asarray(maps[name])[0, : len(y), : len(x)]
-            found[name].append(inside.reshape(-1, inside.shape[-1]))
-    centres, descriptors, scores = map(np.concatenate, found.values())
-    best = np.argsort(-scores[:, 0], kind="stable")[:points]
+    found: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in photos]
+    for rows, sides, maps in [
+        (rows, sides, delf([filled]))
+        for scale in SCALES
+        for rows, sides, filled in _together(list(in_threads(partial(level, scale=scale), photos, len(photos))))
+    ]:
+        descriptors, scores = (ops.convert_to_numpy(maps[name]) for name in ("descriptors", "scores"))
+        for number, (row, (width, height)) in enumerate(zip(rows, sides, strict=True)):
+            # A network that learnt from mirrored photos too sees its cell i centred at 16 i + 7.5, whatever its
+            # padding: EfficientNet-Lite0's features of mirrored photos match at 7.6, those of twice the size at 9.0.
+            x, y = (np.arange(STRIDE / 2, side, STRIDE) for side in (width, height))
+            whole_height, whole_width = photos[row].shape[:2]
+            grid = np.stack(np.meshgrid(x * whole_width / width, y * whole_height / height), axis=-1) - 0.5
+            inside = (number, slice(len(y)), slice(len(x)))
+            found[row].append(
+                (grid.reshape(-1, 2), descriptors[inside].reshape(-1, descriptors.shape[-1]), scores[inside].ravel())
+            )
+    return [_best(points, *map(np.concatenate, zip(*levels, strict=True))) for levels in found]
+
+
+def _together(levels: list[np.ndarray]) -> Iterator[tuple[list[int], list[tuple[int, int]], np.ndarray]]:
+    """Levels (H, W, 3) of photos by shape, filled up: the photos' rows, widths and heights, and (B, h, w, 3) of all.
+
+    B is a power of two, since back ends may compile anew for each.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for row, shown in enumerate(levels):
+        height, width = (-(-side // MULTIPLE) * MULTIPLE for side in shown.shape[:2])
+        by_shape.setdefault((height, width), []).append(row)
+    most = PIXELS["accelerator" if accelerated() else "CPU"]
+    for (height, width), rows in by_shape.items():
+        while rows:
+            count = 1 << (min(len(rows), max(1, most // (height * width))).bit_length() - 1)
+            those, rows = rows[:count], rows[count:]
+            sides = [levels[row].shape[1::-1] for row in those]
+            yield those, sides, np.stack([fill(levels[row], width, height) for row in those])
+
+
+def _best(points: int, centres: np.ndarray, descriptors: np.ndarray, scores: np.ndarray) -> LocalFeatures:
+    best = np.argsort(-scores, kind="stable")[:points]
     return LocalFeatures(centres[best].astype(np.float32), descriptors[best])
 
 

@@ -30,6 +30,7 @@ from landmarks.mirrors import build
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.images import UnreadablePhoto
+from landmarks.networks import devices
 from landmarks.networks.layers import register, unit
 from landmarks.running.answer_settings import VerificationSettings
 from landmarks.running.command import InputError, check_stop
@@ -104,6 +105,7 @@ def _fill(level: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate([delf.fill(level, side, side), inside], axis=2)
 
 
+@devices.alone()
 def train_delf(
     run: RunSettings,
     model: ModelSettings,
@@ -279,6 +281,7 @@ def principal_axes(samples: Iterable[np.ndarray], dimensions: int) -> tuple[np.n
 def _samples(sample: Mirror, model: keras.Model, size: int) -> Iterator[np.ndarray]:
     """The best features of the first photos of the sample."""
     ids = ((shard, identity) for shard in sample.stream("train", sample.shard_names("train")) for identity in shard.ids)
+    extract = delf.extractor(model, POINTS)
     for shard, identity in Progress(islice(ids, PCA_PHOTOS), "PCA", PCA_PHOTOS, unit=" photos"):
         check_stop()
-        yield delf.extract(model, decode(shard.read(identity), size), POINTS).descriptors
+        yield extract([decode(shard.read(identity), size)])[0].descriptors

@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image, ImageColor, ImageDraw
 
 from landmarks.local_features.kept import KeptFeatures
-from landmarks.local_features.matching import Matching, inliers
-from landmarks.local_features.points import decode
+from landmarks.local_features.matching import inliers
+from landmarks.local_features.points import Matching, decode
 from landmarks.mirrors.base import Mirror
 from landmarks.running.files import whole
 

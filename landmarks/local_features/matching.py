@@ -6,29 +6,18 @@ point by point: 5 to 8 times as fast for 1,000 points a photo.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from landmarks.local_features.points import LocalFeatures, opencv
-from landmarks.running.command import check_stop
-from landmarks.running.progress import Progress
+from landmarks.local_features.points import LocalFeatures, Matching, opencv
+from landmarks.running.command import check_stop, prepare_backend
 from landmarks.running.threads import in_threads
 
 MAX_ITERATIONS = 2000  # of MAGSAC; 10 inliers among 110 matches are found, which 500 iterations miss
 LARGEST_STRETCH = 10.0  # between two photos of one thing, in either direction
 AHEAD = 64  # photos whose results may wait for that of a slower one
-
-
-class Matching(NamedTuple):
-    """How features of one extractor are matched. A transformation is "affine" or "homography"."""
-
-    ratio: float  # a match must be nearer than the second-nearest point by this factor; 1: no ratio test
-    least: float  # cosine similarity that a match must have
-    pixels: float  # how far an inlier may lie from where the map puts it
-    transformation: str = "affine"
-    fits: int = 4  # maps that are tried, while they cannot be between two photos of one thing
+READ_AHEAD = 8  # photos that wait for the accelerator, with the features of all their candidates
 
 
 # SIFT and XFeat: the best AUC on 200 pairs of real train photos of one landmark and 200 of two, at 512 and 640 px; the
@@ -75,11 +64,18 @@ def inliers(a: LocalFeatures, b: LocalFeatures, how: Matching, seed: int = 0) ->
     is set aside with its matches, and the others are fitted again, up to `how.fits` times: it turns the photo over, or
     stretches or shrinks it more than tenfold, as one that sends all to a spot does.
     """
-    pairs = match(a, b, how)
+    return explained(a, b, match(a, b, how), how, seed=seed)
+
+
+def explained(
+    a: LocalFeatures, b: LocalFeatures, pairs: np.ndarray, how: Matching, beyond: int = 0, seed: int = 0
+) -> np.ndarray:
+    """`inliers` among matches that are known; none as soon as there cannot be more than `beyond`."""
     pairs = pairs[_first(a.points[pairs[:, 0]])]
     pairs = pairs[_first(b.points[pairs[:, 1]])]
+    least = max({"affine": 3, "homography": 4}[how.transformation], beyond + 1)
     for _ in range(how.fits):
-        if len(pairs) < {"affine": 3, "homography": 4}[how.transformation]:
+        if len(pairs) < least:
             break
         fitted, within = _fit(a.points[pairs[:, 0]], b.points[pairs[:, 1]], how, seed)
         if not within.any():
@@ -96,14 +92,21 @@ def compare(
     others: Mapping[str, LocalFeatures],
     how: Matching,
     enough: float = math.inf,
-) -> dict[str, list[int]]:
+) -> Iterator[tuple[str, list[int]]]:
     """How many inliers each photo has with its candidates, in their order, up to the first with more than `enough`.
 
+    With an `enough` it is the most of a photo that matters: a candidate with no more matches than an earlier one has
+    inliers counts 0, and no map is fitted. The most, and which candidate has them first, are the same.
+
     Photos are shared out among the cores in threads, each with one thread of BLAS: its own ones would get into each
-    other's way, 14 ms a pair against 2.
+    other's way, 14 ms a pair against 2. With an accelerator the matches of a photo with all its candidates are found
+    there at once, and the threads fit the maps.
 
     Args:
         candidates: ids in `others`, by id in `photos`.
+
+    Yields:
+        The id of each photo and its counts, in the order of `candidates`.
 
     Raises:
         InputError: OpenCV or threadpoolctl is not installed.
@@ -112,18 +115,39 @@ def compare(
     opencv()
     from threadpoolctl import threadpool_limits
 
-    def count(identity: str) -> list[int]:
-        photo, counts = photos[identity], []
-        for candidate in candidates[identity]:
+    prepare_backend()
+    from landmarks.networks.devices import accelerated, full_precision
+
+    def count(photo: LocalFeatures, matches: Iterable[tuple[LocalFeatures, np.ndarray]]) -> list[int]:
+        counts: list[int] = []
+        for other, pairs in matches:
             check_stop()
-            counts.append(len(inliers(photo, others[candidate], how)))
+            beyond = max(counts, default=0) if enough < math.inf else 0
+            counts.append(len(explained(photo, other, pairs, how, beyond)))
             if counts[-1] > enough:
                 break
         return counts
 
-    with threadpool_limits(1, "blas"):
-        counts = in_threads(count, candidates, AHEAD)
-        return dict(zip(candidates, Progress(counts, "compare", len(candidates), unit=" photos"), strict=True))
+    def read_and_count(identity: str) -> list[int]:
+        photo = photos[identity]
+        theirs = map(others.__getitem__, candidates[identity])
+        return count(photo, ((other, match(photo, other, how)) for other in theirs))
+
+    def read(identity: str) -> tuple[LocalFeatures, list[LocalFeatures]]:
+        return photos[identity], [others[candidate] for candidate in candidates[identity]]
+
+    def matched() -> Iterator[tuple[LocalFeatures, Iterable[tuple[LocalFeatures, np.ndarray]]]]:
+        from landmarks.local_features.products import match_all
+
+        for photo, theirs in in_threads(read, candidates, READ_AHEAD):
+            yield photo, zip(theirs, match_all(photo, theirs, how), strict=True)
+
+    with threadpool_limits(1, "blas"), full_precision():
+        if accelerated():
+            counts = in_threads(lambda one: count(*one), matched(), AHEAD)
+        else:
+            counts = in_threads(read_and_count, candidates, AHEAD)
+        yield from zip(candidates, counts, strict=True)
 
 
 def _first(points: np.ndarray) -> np.ndarray:

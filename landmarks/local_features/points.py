@@ -1,6 +1,6 @@
 """Points with descriptors, the local features of a photo, and the photo as they are found in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -21,7 +21,17 @@ class LocalFeatures(NamedTuple):
     descriptors: np.ndarray  # (N, D) float32, L2-normalised
 
 
-Extractor = Callable[[np.ndarray], LocalFeatures]
+class Matching(NamedTuple):
+    """How features of one extractor are matched. A transformation is "affine" or "homography"."""
+
+    ratio: float  # a match must be nearer than the second-nearest point by this factor; 1: no ratio test
+    least: float  # cosine similarity that a match must have
+    pixels: float  # how far an inlier may lie from where the map puts it
+    transformation: str = "affine"
+    fits: int = 4  # maps that are tried, while they cannot be between two photos of one thing
+
+
+Extractor = Callable[[Sequence[np.ndarray]], list[LocalFeatures]]  # of several photos, as large as they are
 
 
 def decode(data: bytes, size: int) -> np.ndarray:

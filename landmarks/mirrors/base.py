@@ -4,13 +4,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from landmarks.mirrors.shards import Shard, TarShard
 from landmarks.mirrors.tables import read_table
 from landmarks.running.command import InputError
 from landmarks.running.settings import MirrorSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "index", "test")
 SOLUTIONS = {
@@ -63,7 +65,7 @@ class Mirror(ABC):
         """The ids of a shard's photos; None where only a download would tell."""
         return None
 
-    def train(self) -> pd.DataFrame:
+    def train(self) -> "pd.DataFrame":
         """`id` (str) and `landmark_id` (int64) of every train photo; the same table each time, so leave it as it is.
 
         Raises InputError for a malformed file.
@@ -126,7 +128,7 @@ class Mirror(ABC):
                 "mirror again"
             )
 
-    def _table(self, split: str) -> pd.DataFrame:
+    def _table(self, split: str) -> "pd.DataFrame":
         """A split's CSV, read once: train.csv of the public mirror takes 5 seconds."""
         if split not in self._tables:
             relative = f"metadata/{split}.csv"

@@ -27,7 +27,7 @@ from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
 from landmarks.mirrors.summary import summary
 from landmarks.mirrors.survey import Survey, read_file, require_enough, survey, survey_listed
 from landmarks.running.command import InputError
-from landmarks.running.files import md5, whole
+from landmarks.running.files import md5, require_space, whole
 from landmarks.running.locks import held
 from landmarks.running.progress import Progress
 
@@ -76,6 +76,10 @@ def import_folder(
 def _write(found: Survey, read: Callable[[str], bytes], source: Path, out: Path, seed: int) -> None:
     photos = _divide(found.photos, seed)
     digest = hashlib.md5(photos[["id", "landmark_id", "split"]].to_csv().encode(), usedforsecurity=False).hexdigest()
+    if read is read_file:  # of photos within other files nobody knows before they are read
+        there = sum(path.stat().st_size for path in out.glob("*/images_*.tar"))
+        size = sum(Path(url).stat().st_size for url in photos["url"])
+        require_space(out, size - there, f"the photos of {source} take")
     _claim(out, f"import {source} seed {seed}, {len(photos)} photos, digest {digest}", SPLITS)
     record_failures(out, found.passed_over)
     near = photos[photos["group"].duplicated(keep=False)].sort_values(["group", "url"])

@@ -13,7 +13,8 @@ from typing import BinaryIO, Protocol
 from landmarks.running.command import InputError
 from landmarks.running.files import whole
 
-PHOTO_ID = re.compile(r"\w{3}[\w-]{0,80}", re.ASCII)
+LONGEST_ID = 83
+PHOTO_ID = re.compile(rf"\w{{3}}[\w-]{{0,{LONGEST_ID - 3}}}", re.ASCII)
 MEMBER_NAME = re.compile(r"(\w)/(\w)/(\w)/((?:\1\2\3)[\w-]{0,80})\.jpg", re.ASCII)
 MAX_PHOTO_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16  # a long name or a PAX header

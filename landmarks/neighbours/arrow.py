@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from landmarks.mirrors.base import SPLITS
-from landmarks.neighbours import gallery
 from landmarks.running import command, features_file
 from landmarks.running import recipe as recipes
 from landmarks.running.arrays import open_npz
@@ -29,6 +27,7 @@ from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow
 
 ROWS = 1024  # of a row group: 8 MB of 2,048 dimensions
@@ -41,7 +40,7 @@ class Part(NamedTuple):
 
     split: str
     path: Path
-    known: pd.DataFrame | None  # `landmark`, `score` by id; None: the features file tells
+    known: "pd.DataFrame | None"  # `landmark`, `score` by id; None: the features file tells
 
 
 def main() -> None:
@@ -73,6 +72,8 @@ def parts_of(run: RunSettings) -> list[Part]:
 
     Raises InputError if there are none, one is damaged, or they are not all of one model.
     """
+    from landmarks.neighbours import gallery  # pandas, which --help need not wait for
+
     folder = run.features
     files = [(split, path) for split in SPLITS for path in sorted((folder / split).glob("*.npz"))]
     remedy = f"run recognition.py and retrieval.py --work {','.join(map(str, run.folders))} again"
@@ -89,7 +90,7 @@ def parts_of(run: RunSettings) -> list[Part]:
     return [Part(split, path, known.get(split)) for split, path in files]
 
 
-def labels(kept: Path, folder: Path) -> pd.DataFrame | None:
+def labels(kept: Path, folder: Path) -> "pd.DataFrame | None":
     """`landmark` and `score`, which is missing, of the train photos that vote, by id; None where none was to vote."""
     if not kept.exists():
         return None
@@ -101,8 +102,10 @@ def labels(kept: Path, folder: Path) -> pd.DataFrame | None:
     return _by_id(ids[landmark >= 0], landmark[landmark >= 0], np.nan) if names else None
 
 
-def answers(work: Path) -> pd.DataFrame | None:
+def answers(work: Path) -> "pd.DataFrame | None":
     """`landmark` and `score` of the test photos that show one, by id, as recognition.csv has them; None without it."""
+    import pandas as pd
+
     path = work / "recognition.csv"
     if not path.exists():
         return None
@@ -113,7 +116,9 @@ def answers(work: Path) -> pd.DataFrame | None:
     return _by_id(cells.index, said[0].astype("int64"), said[1].astype("float64"))
 
 
-def _by_id(ids, landmark, score) -> pd.DataFrame:
+def _by_id(ids, landmark, score) -> "pd.DataFrame":
+    import pandas as pd
+
     return pd.DataFrame({"landmark": np.asarray(landmark), "score": np.asarray(score)}, ids).astype(
         {"landmark": "Int64"}
     )
@@ -138,6 +143,7 @@ def schema_of(parts: list[Part]) -> "pyarrow.Schema":
 
 def tables(parts: list[Part], schema: "pyarrow.Schema") -> Iterator["pyarrow.Table"]:
     """The table, a features file at a time. Raises InputError if one is damaged."""
+    import pandas as pd
     import pyarrow as pa
 
     for part in Progress(parts, "convert", unit=" shards"):

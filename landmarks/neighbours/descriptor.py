@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landmarks.mirrors.images import UnreadablePhoto, open_photo
-from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import read_photo
 from landmarks.networks import export
 from landmarks.running import command
@@ -94,6 +93,8 @@ def of_mirror(source: MirrorSettings, work: Path, seed: int) -> dict[str, bytes]
     cache = work / "mirror"
     if source.mirror == "sample" and not (cache / f"sample-{seed}").exists() or source.mirror.startswith("http"):
         raise InputError(f"the mirror {source.mirror} is not at hand: give photos to compare on by --photos")
+    from landmarks.mirrors.open import open_mirror  # pandas, which --help need not wait for
+
     mirror = open_mirror(source.mirror, cache, seed, source)
     mirror.require("test")
     for shard in mirror.stream("test", mirror.shard_names("test")):

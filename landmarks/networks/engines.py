@@ -96,7 +96,10 @@ def _folded(predictor: keras.Model) -> Call:
 
     weights = [[ops.convert_to_numpy(variable) for variable in group] for group in _weights(predictor)]
 
-    @tf.function
+    first = predictor.inputs[0].shape
+    signature = [tf.TensorSpec(first, tf.uint8)] if None in first[1:] else None  # one graph for photos of any shape
+
+    @tf.function(input_signature=signature)
     def call(photos: Any) -> dict:
         constants = [[tf.constant(value) for value in group] for group in weights]
         return predictor.stateless_call(*constants, photos, training=False)[0]

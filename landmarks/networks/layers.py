@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from landmarks.networks.devices import PARTS
+
 register = keras.saving.register_keras_serializable("landmarks")
 
 
@@ -164,23 +166,64 @@ class CosineHead(layers.Layer):
     gradients come beside Adam's moments: 3.2 GB for 81,313 classes, 8.1 GB for 203,094 (benchmarks/head_memory.py).
 
     Source: Deng et al., "Sub-center ArcFace", ECCV 2020.
+
+    Args:
+        parts: equal parts that devices may share, each with its classes; the weight is (D, centres, classes) then, of
+            as many classes as fill them up.
+        sampled: the share of the classes that a step trains, by `sample`; below 1 the layer hands the L2-normalised
+            embeddings (B, D) on, unless all cosines are asked for.
     """
 
-    def __init__(self, classes: int, centres: int, **kwargs):
+    def __init__(self, classes: int, centres: int, parts: int = 1, sampled: float = 1.0, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.classes, self.centres = classes, centres
+        self.classes, self.centres, self.parts, self.sampled = classes, centres, parts, sampled
+        self.each = -(-classes // parts)  # classes of a part
+        if sampled < 1:
+            self.generator = keras.random.SeedGenerator(0)
 
     def build(self, shape):
-        self.kernel = self.add_weight(
-            name="kernel", shape=(shape[-1], self.centres * self.classes), initializer="lecun_normal"
-        )
+        name, shape = "kernel", (shape[-1], self.centres * self.classes)
+        initializer = keras.initializers.LecunNormal()
+        if self.parts > 1:
+            name, shape = PARTS, (shape[0], self.centres, self.parts * self.each)
+            initializer = keras.initializers.VarianceScaling(self.centres)  # the same: it takes them for inputs
+        self.kernel = self.add_weight(name=name, shape=shape, initializer=initializer)
 
-    def call(self, embedding):
-        cosines = ops.matmul(unit(embedding), ops.normalize(self.kernel, axis=0, epsilon=1e-20))
-        return ops.max(ops.reshape(cosines, (-1, self.centres, self.classes)), axis=1)
+    def call(self, embedding, whole=False):
+        if self.sampled < 1 and not whole:
+            return unit(embedding)
+        kernel = ops.normalize(self.kernel, axis=0, epsilon=1e-20)
+        cosines = ops.reshape(ops.tensordot(unit(embedding), kernel, 1), (-1, self.centres, self.parts * self.each))
+        return ops.max(cosines, axis=1)[:, : self.classes]
+
+    def sample(self, embedding, classes):
+        """Cosines (B, S) to a random share of the classes, and which ones these are, (S,) int32, anew at each call.
+
+        Those of the photos are among them; of each part as many are drawn, B at least, as all may be in one. For them
+        alone the gradient is not 0. What fills up the parts has cosines of -inf.
+
+        Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by
+        Partial FC", CVPR 2022.
+
+        Args:
+            embedding: (B, D), L2-normalised.
+            classes: (B,) int32, the photos' own.
+        """
+        count = min(max(round(self.sampled * self.each), classes.shape[0]), self.each)
+        total = self.parts * self.each
+        order = keras.random.uniform((total,), seed=self.generator)
+        order = ops.scatter_update(order, classes[:, None], ops.full_like(classes, 2, dtype="float32"))
+        chosen = ops.top_k(ops.reshape(order, (self.parts, self.each)), count)[1]  # (parts, count)
+        kernel = ops.reshape(self.kernel, (-1, self.parts, self.each))  # (D * centres, parts, classes of each)
+        kernel = ops.take_along_axis(kernel, chosen[None], axis=2)
+        kernel = ops.reshape(kernel, (embedding.shape[-1], self.centres, self.parts * count))
+        cosines = ops.max(ops.tensordot(embedding, ops.normalize(kernel, axis=0, epsilon=1e-20), 1), axis=1)
+        chosen = ops.reshape(chosen + self.each * ops.arange(self.parts)[:, None], (-1,))
+        return ops.where(chosen < self.classes, cosines, -np.inf), chosen
 
     def get_config(self):
-        return {**super().get_config(), "classes": self.classes, "centres": self.centres}
+        shares = {"parts": self.parts, "sampled": self.sampled}
+        return {**super().get_config(), "classes": self.classes, "centres": self.centres, **shares}
 
 
 def unit(embedding):

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from landmarks.networks.layers import CosineHead
+
 register = keras.saving.register_keras_serializable("landmarks")
 
 
@@ -43,21 +45,25 @@ class ArcFace(keras.losses.Loss):
     as cos(theta) - margin sin(margin).
 
     Source: Deng et al., "ArcFace", CVPR 2019.
+
+    Args:
+        head: the head that samples its classes: `y_pred` is (B, D) then, the embeddings. It is not saved with the loss.
     """
 
-    def __init__(self, scale: float, name: str = "arcface", **kwargs):
+    def __init__(self, scale: float, head: CosineHead | None = None, name: str = "arcface", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.scale = scale
+        self.scale, self.head = scale, head
 
     def call(self, y_true, y_pred):
         classes, margin = ops.cast(y_true[:, 0], "int32"), ops.cast(y_true[:, 1], "float32")
-        cosine = ops.take_along_axis(y_pred, classes[:, None], axis=1)[:, 0]
+        cosines, labels = self.head.sample(y_pred, classes) if self.head else (y_pred, ops.arange(ops.shape(y_pred)[1]))
+        own = labels[None] == classes[:, None]
+        cosine = ops.sum(ops.where(own, cosines, 0.0), axis=1)
         cosine = ops.clip(cosine, -1 + 1e-7, 1 - 1e-7)  # the root below has no slope at -1 and 1
         sine = ops.sqrt(1 - cosine**2)
         moved = cosine * ops.cos(margin) - sine * ops.sin(margin)
         target = ops.where(cosine > -ops.cos(margin), moved, cosine - margin * ops.sin(margin))
-        own = ops.arange(ops.shape(y_pred)[1])[None] == classes[:, None]
-        logits = self.scale * ops.where(own, target[:, None], y_pred)
+        logits = self.scale * ops.where(own, target[:, None], cosines)
         return ops.logsumexp(logits, axis=1) - self.scale * target
 
     def get_config(self):

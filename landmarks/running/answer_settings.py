@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from landmarks.running.settings import Section
+from landmarks.running.settings import Seconds, Section
 
 
 class RecognitionSettings(Section):
@@ -127,3 +127,6 @@ class VerificationSettings(Section):
     `inliers`; 1: all of it, as published"""
     comparisons: int = Field(20, ge=1)
     """train photos that a test photo is compared with, at most"""
+    verify_budget: Seconds = Field(0, ge=0, le=1e9, title="TIME")
+    """time for local features and comparisons (seconds, or like 6h), that of earlier runs included; the highest scores
+    come first, what is left keeps its landmark, and with `lower` its order behind them; 0: no limit"""

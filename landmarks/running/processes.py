@@ -1,5 +1,6 @@
 """Worker processes, for work that holds Python's lock: threads stop to gain where there are many cores."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -7,14 +8,15 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
+from landmarks.running import threads
 from landmarks.running.threads import cores
 
 FROM_CORES = 6  # threads on 16 cores decode 2,000 photos a second, as many as on five (benchmarks/accelerator.py)
 
 
 def worth_it() -> bool:
-    """Whether this machine has more cores than threads of Python keep busy."""
-    return cores() >= FROM_CORES
+    """Whether this machine has more cores than threads of Python keep busy; within an actor of Ray threads it is."""
+    return math.isinf(threads.share) and cores() >= FROM_CORES
 
 
 @cache

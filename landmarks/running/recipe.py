@@ -72,6 +72,14 @@ class Recipe(BaseModel):
         """The settings, by name, that all runs in one work folder share, since its model and features are made so."""
         return {name: value for _, section in self if not section.free for name, value in section}
 
+    def divisible(self) -> dict[str, int]:
+        """What several devices have to divide, by the names of the settings."""
+        training = self.training
+        sizes = {"batch_size": training.batch_size, "head_parts": self.model.head_parts}
+        if self.model.loss == "triplet":
+            sizes["classes_per_batch times photos_per_class"] = training.classes_per_batch * training.photos_per_class
+        return {name: size for name, size in sizes.items() if size > 1 or name != "head_parts"}
+
     def beside(self) -> list["Recipe"]:
         """The recipe of the model beside this one's, if there is to be any: of the same photos, in WORK/beside.
 
@@ -87,7 +95,8 @@ class Recipe(BaseModel):
         if begun != name:
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        shared |= {name: getattr(self.run, name) for name in ("checkpoint_minutes", "shards", "index_parts", "search")}
+        of_run = ("checkpoint_minutes", "shards", "index_parts", "search", "devices")
+        shared |= {name: getattr(self.run, name) for name in of_run}
         shared["engine"] = self.embedding.engine
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
 

@@ -24,9 +24,18 @@ def _seconds(value: object) -> object:
     return value
 
 
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
 def _range(value: str) -> str:
     if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
         raise ValueError("give two numbers, like 0:17")
+    return value
+
+
+def _devices(value: str) -> str:
+    if value != "all" and not re.fullmatch("[1-9][0-9]{0,5}", value):
+        raise ValueError("give a number of devices, or all")
     return value
 
 
@@ -44,7 +53,8 @@ def _yes_or_file(value: object) -> object:
 class Section(BaseModel):
     """Settings of one purpose."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Defaults are validated too: a 0 that is read again as 0.0 would be another setting to a digest.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
     free: ClassVar[bool] = False  # they may differ between two runs in one work folder: no model or features change
 
@@ -67,12 +77,14 @@ class RunSettings(Section):
     beside: str = Field("", title="NAME|FILE")
     """a recipe whose model is made too, of the same photos, in WORK/beside: what both make of a photo stands side by
     side; none where empty"""
-    time_limit: Annotated[float, BeforeValidator(_seconds)] = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
+    time_limit: Seconds = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
     submission: Annotated[str, AfterValidator(_csv)] = Field("", exclude=True, title="FILE.csv")
     """write the submission here too, under the name that a competition wants, like submission.csv"""
     shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
+    devices: Annotated[str, BeforeValidator(str), AfterValidator(_devices)] = Field("1", exclude=True, title="N|all")
+    """GPUs or TPU cores of this machine that share each batch, in training and embedding, on JAX (KERAS_BACKEND=jax)"""
     store: str = Field("", exclude=True, title="URL")
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""
@@ -132,7 +144,7 @@ class MirrorSettings(Section):
     """gigabytes that the cache may take; shards that find no room are read anew in each epoch"""
     strict_md5: bool = False
     """refuse a shard whose md5 differs from the published one after a second download, even if the tar reads whole"""
-    patience: Annotated[float, BeforeValidator(_seconds)] = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
+    patience: Seconds = Field(30 * 60, ge=0, le=10_000_000, title="TIME")
     """how long a mirror at a URL may be away before the run ends (seconds, or like 2h), once it has answered"""
     strict: bool = False
     """end the run at the first damaged shard, instead of using the photos that lie whole before the fault"""
@@ -204,6 +216,11 @@ class ModelSettings(Section):
     hardest ones of batches of similar landmarks, which need the mirror in a folder; none: nothing is learnt"""
     subcentres: int = Field(3, ge=1)
     """ArcFace's centres of each landmark; the nearest one counts"""
+    head_parts: int = Field(1, ge=1)
+    """ArcFace's landmarks are kept in so many equal parts, which --devices, that many or fewer, share: for a head that
+    is too large for one"""
+    sampled_classes: float = Field(1.0, gt=0, le=1)
+    """share of the landmarks that ArcFace compares a batch with, its own and others drawn anew for each step; 1: all"""
 
     @property
     def crop_size(self) -> int:
@@ -216,6 +233,8 @@ class ModelSettings(Section):
             raise ValueError("flatten needs photos of one size: --crop 1")
         if self.loss == "none" and self.embedding_size:
             raise ValueError("--loss none leaves all weights as they are, random ones too: --embedding-size 0")
+        if self.loss != "arcface" and (self.head_parts > 1 or self.sampled_classes < 1):
+            raise ValueError("head_parts and sampled_classes are ArcFace's: --loss arcface")
         return self
 
 
@@ -297,8 +316,8 @@ class EmbeddingSettings(Section):
     mirrored: bool = True
     """predict each photo and its mirror image, and take the mean; takes twice as long"""
     engine: Literal["keras", "openvino", "openvino-bf16"] = "keras"
-    """what runs the network: Keras' back end; or OpenVINO, on a CPU faster by a fifth and, in bfloat16, by twice, which
-    changes an embedding by 1 in 1,000"""
+    """what runs the network: Keras' back end; or OpenVINO, which is faster on a CPU: in float32 the embeddings are the
+    same, in bfloat16 it is faster still and a little worse"""
     scales: list[Annotated[float, Field(gt=0, le=4)]] = Field([1.0], min_length=1)
     """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
     scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"

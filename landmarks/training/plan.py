@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 class Machine(NamedTuple):
     """What one machine does a second."""
 
-    decoded: float  # bytes of photos, by all its cores
+    decoded: float  # photos, by all its cores
     received: float  # bytes over the network
     products: float  # multiply-adds of matrices, by its cores
     has_accelerator: bool  # which makes the passes; else the cores do that and decode
@@ -92,22 +92,23 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
 
 def network_stages(
     needs: Needs, pass_seconds: float, machine: Machine, counts: Counts, training: TrainingSettings,
-    embedding: EmbeddingSettings, machines: int, splits: Collection[str],
+    embedding: EmbeddingSettings, machines: int, splits: Collection[str], cached: float = 0,
 ) -> list[Stage]:  # fmt: skip
     """Training and embedding by one model; photos are streamed through, so the slowest of three bounds a stage.
 
-    A mirror at a URL is read anew in each epoch. Shards are embedded by all machines, one machine trains.
+    Shards are read anew in each epoch. Shards are embedded by all machines, one machine trains.
 
     Args:
         pass_seconds: of one machine.
         splits: what is embedded.
+        cached: the part of the photos that are learnt from which is kept decoded after the first epoch.
     """
 
     def stage(name: str, passes: float, split: str, times: float, share: float, shared_by: int, disk: float) -> Stage:
         """Args: how many times the split's photos are read, and the share of them that is decoded."""
         streamed = times * counts.bytes[split]
         received = streamed * counts.is_remote
-        decoded = streamed * share * (len(embedding.scales) if name.startswith("embed") else 1)
+        decoded = times * counts.photos[split] * share * (len(embedding.scales) if name.startswith("embed") else 1)
         seconds = {
             "network's passes": passes * pass_seconds + decoded / machine.decoded * (not machine.has_accelerator),
             "decoding": decoded / machine.decoded,
@@ -122,7 +123,7 @@ def network_stages(
     if needs.trained:
         checkpoints = needs.weights * BYTES * 7
         one = stage(
-            "train", counts.learnt * needs.trained, "train", training.epochs,
+            "train", counts.learnt * needs.trained, "train", 1 + (training.epochs - 1) * (1 - cached),
             counts.learnt / counts.photos["train"], 1, checkpoints,
         )  # fmt: skip
         found.append(one._replace(memory=one.memory + needs.weights * BYTES * (TRAINED_HEAD - 1)))

@@ -34,7 +34,7 @@ class Rates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    decode: Rate  # bytes of JPEG, of one core
+    decode: Rate  # photos of some 640 px, of one core
     exact: Rate  # multiply-adds of the exact search
     listed: Rate  # and those of the approximate one to find the list of each photo, on the processor
     codes: Rate  # codes of the approximate one that are scanned, of 512 dimensions

@@ -33,7 +33,8 @@ class Steps:
                 self._state = tuple([variable.value for variable in group] for group in self._variables())
             optimizer = self.model.optimizer
             place = next(n for n, one in enumerate(optimizer.variables) if one is optimizer.learning_rate)
-            self._state[2][place] = ops.convert_to_tensor(learning_rate, optimizer.learning_rate.dtype)
+            optimizer.learning_rate.assign(learning_rate)  # which lays it where the state is
+            self._state[2][place] = optimizer.learning_rate.value
             self._logs, self._state = self.model.train_function(self._state, iter([(photos, targets, weights)]))
         else:
             self.model.optimizer.learning_rate.assign(learning_rate)

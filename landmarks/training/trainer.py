@@ -19,6 +19,7 @@ from tensorboard.summary import Writer
 import model as models
 from generators import Batches
 from landmarks.mirrors.shards import Shard
+from landmarks.networks.devices import placed, require_shared
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, arcface_accuracy, class_margins
 from landmarks.running.command import InputError, Stopped, check_stop, warn
 from landmarks.running.files import require_space, whole
@@ -68,6 +69,9 @@ class Trainer:
         self.step = 0  # finished steps of the mini-epoch in hand
         self.saved_at = time.monotonic()
         metrics = {"softmax": ["accuracy"], "arcface": [arcface_accuracy], "triplet": []}[model.loss]
+        samples = model.loss == "arcface" and model.sampled_classes < 1
+        if samples:
+            metrics = []  # of all classes, which no step sees
         # Without its policy a checkpoint of mixed_float16 gets an optimizer that lacks the loss scaling's variables.
         keras.mixed_precision.set_global_policy(model.precision)
         self.resumed = self.checkpoint.exists() or self.previous.exists()
@@ -84,6 +88,9 @@ class Trainer:
             decay = training.layer_decay
             rates = models.learning_rates(self.model, decay) if decay < 1 else []
             self.model.compile(optimizer(training, rates), _loss(model.loss, training), metrics=metrics)
+        if samples:
+            self.model.loss.head = self.model.get_layer("landmark")
+        require_shared(self.model)
         self.margins = class_margins(self.counts, training.margin_smallest, training.margin_largest)
         weights = 1 / np.log1p(self.counts) if training.class_weights else np.ones(len(self.counts))
         self.weights = weights / np.average(weights, weights=self.counts)
@@ -168,7 +175,7 @@ class Trainer:
         weights = self.weights[classes] if self.training.class_weights else None
         if len(ids) < self.batch_size:
             photos = photos[filled]
-        return tuple(None if array is None else ops.convert_to_tensor(array) for array in (photos, targets, weights))
+        return tuple(None if array is None else placed(array) for array in (photos, targets, weights))
 
     def _require_finite(self, taken: Steps, rate: float) -> None:
         loss = taken.read()["loss"]

@@ -175,7 +175,7 @@ def test_wrong_input_is_told_at_once_with_the_paths_of_this_machine(cluster, sha
 def test_a_stop_ends_the_tasks(cluster, shards, tmp_path):
     def wait(name):
         (tmp_path / "began").touch()
-        time.sleep(60)
+        time.sleep(600)
 
     def stop():
         while not (tmp_path / "began").exists():
@@ -186,7 +186,7 @@ def test_a_stop_ends_the_tasks(cluster, shards, tmp_path):
     began = time.monotonic()
     with pytest.raises(Stopped):
         share(cluster, FolderMirror(shards), tmp_path, wait)
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
 
 
 def test_a_mirror_at_a_url_comes_to_the_nodes_and_no_disk_has_more_than_two_shards_a_device(

@@ -245,7 +245,7 @@ def test_a_photo_is_never_compared_with_itself(trained, monkeypatch):
     compared = {}
     monkeypatch.setattr(
         calibration, "compare",
-        lambda candidates, *_: compared.update(candidates) or {i: [0] for i in candidates},
+        lambda candidates, *_: compared.update(candidates) or [(i, [0]) for i in candidates],
     )  # fmt: skip
     verification.calibrate(trained)
     assert len(compared) == 12

@@ -113,7 +113,8 @@ def test_local_features_are_made_again_when_they_would_be_others(run, mirror, tm
 
     def open_it(name, model, points):
         opened.append(points)
-        return lambda photo: LocalFeatures(np.full((1, 2), len(opened), np.float32), np.eye(1, 8, dtype=np.float32))
+        found = LocalFeatures(np.full((1, 2), len(opened), np.float32), np.eye(1, 8, dtype=np.float32))
+        return lambda photos: [found for _ in photos]
 
     monkeypatch.setattr("landmarks.local_features.candidates.open_extractor", open_it)
     model = tmp_path / "model"

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from io import BytesIO
 
@@ -43,6 +44,16 @@ def test_the_decision_by_hand():
     lower = decide(found, most, "lower", 35, weight=0.5)  # takes half as much
     np.testing.assert_allclose(lower["score"], [0.4, 0.5 * (1 - 17 / 70), -0.4 - 0.18, 0.675, -0.4])
     assert found["score"].tolist() == [0.8, 0.5, -0.4, 0.9, -0.4]
+
+
+def test_what_was_not_verified_keeps_its_landmark_and_gets_ahead_of_nothing():
+    found = pd.DataFrame({"landmark": [1, 2, 3, 4], "score": [0.9, 0.8, 0.7, 0.6]}, index=list("abcd"))
+    most = pd.Series({"a": 0, "b": 90})
+    assert decide(found, most, "none", 35).index.tolist() == ["b", "c", "d"]
+    lower = decide(found, most, "lower", 35, weight=0.5)
+    assert lower["landmark"].tolist() == [1, 2, 3, 4]
+    assert lower["score"].sort_values(ascending=False).index.tolist() == ["b", "a", "c", "d"]
+    np.testing.assert_allclose(lower["score"], [0.45, 0.8, 0.35, 0.3])
 
 
 def test_inliers_reorder_neighbours_by_hand():
@@ -144,6 +155,31 @@ def test_verifying_a_run(run, mirror, monkeypatch, capsys):
     confirmed = (table["inliers"] / 30).clip(upper=1).loc[found.index]
     np.testing.assert_allclose(lower["score"], found["score"] * (0.75 + 0.25 * confirmed))
     assert verify(recipe, mirror, files, found[:0]).empty  # no photo could be read
+
+
+def test_a_budget_leaves_the_lowest_scores_as_they_were(run, mirror, monkeypatch, capsys):
+    (recipe, files), found = run, predictions(mirror)
+    everything = verify(recipe, mirror, files, found)
+    monkeypatch.setattr("landmarks.local_features.rounds.FIRST", 4)
+    monkeypatch.setattr("landmarks.local_features.rounds.LEAST", 1)
+    shutil.rmtree(recipe.run.work / "local")
+    hurried = verify(recipe_with(recipe, verify_budget=1e-6), mirror, files, found)
+    highest = found["score"].nlargest(4).index
+    assert hurried.index.tolist() == [i for i in found.index if i not in highest or i in everything.index]
+    said = capsys.readouterr().out
+    assert "9 of 9 predictions may change by verification" in said
+    assert "5 of 9 predictions that may change keep their unverified decision" in said
+    assert set(pd.read_csv(recipe.run.work / "verification.csv")["id"]) == set(highest)
+    more = verify(recipe_with(recipe, verify_budget="1h"), mirror, files, found)
+    pd.testing.assert_frame_equal(more, everything)
+    assert "unverified" not in capsys.readouterr().out
+
+
+def test_what_cannot_change_is_not_compared(run, mirror, capsys):
+    (recipe, files), found = run, predictions(mirror)
+    found.iloc[0, found.columns.get_loc("score")] = 0.0
+    lower = verify(recipe_with(recipe, verify="lower"), mirror, files, found)
+    assert lower["score"].iloc[0] == 0 and "8 of 9 predictions may change" in capsys.readouterr().out
 
 
 def verify(recipe, *arguments):

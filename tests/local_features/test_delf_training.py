@@ -24,7 +24,7 @@ from landmarks.networks.efficientnet_lite import preprocess_input
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.recipe import load
 from landmarks.running.settings import ModelSettings
-from landmarks.training import run as training
+from landmarks.training import trainer
 
 
 def test_principal_axes_are_those_of_a_singular_value_decomposition():
@@ -140,7 +140,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(begin, monkeypatch):
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "check_stop", check_stop)
+        patch.setattr(trainer, "check_stop", check_stop)
         with pytest.raises(Stopped):
             train(recipe, mirror)
     assert not (recipe.run.work / delf.FILE).exists()
@@ -161,7 +161,7 @@ def test_a_finished_extractor_is_kept_and_needs_no_training_with_the_norm(begin)
     (recipe.run.work / "attention/made_from.json").unlink()  # as an earlier version left a work folder
     train(recipe, mirror)
     assert path.read_bytes() == written
-    found = delf.open_extractor(recipe.run.work, 20)(np.asarray(texture(0, 90, 60)))
+    (found,) = delf.open_extractor(recipe.run.work, 20)([np.asarray(texture(0, 90, 60))])
     assert found.points.shape == (20, 2)
     assert found.descriptors.shape == (20, 5)
     np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
@@ -330,11 +330,11 @@ def test_other_back_ends_find_the_same(begin, tmp_path):
     train(recipe, mirror)
     photo = np.asarray(texture(0, 90, 60))
     np.save(tmp_path / "photo.npy", photo)
-    expected = delf.open_extractor(recipe.run.work)(photo)
+    (expected,) = delf.open_extractor(recipe.run.work)([photo])
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np; from pathlib import Path; "
         "from landmarks.local_features import delf; "
-        "found = delf.open_extractor(Path(sys.argv[2]))(np.load(sys.argv[3])); np.savez(sys.argv[4], *found)"
+        "found, = delf.open_extractor(Path(sys.argv[2]))([np.load(sys.argv[3])]); np.savez(sys.argv[4], *found)"
     )
     for backend in ("jax", "torch"):
         if find_spec(backend) is None:

@@ -7,8 +7,7 @@ from conftest import jpeg
 from PIL import Image
 
 from landmarks.local_features.drawing import CAPTION, GAP, MOST_LINES, draw_matches, draw_verified
-from landmarks.local_features.matching import Matching
-from landmarks.local_features.points import LocalFeatures, decode
+from landmarks.local_features.points import LocalFeatures, Matching, decode
 
 GREY, WHITE = (90, 90, 90), (255, 255, 255)
 

@@ -28,7 +28,7 @@ def opened(name: str, points: int = 1000):
 @pytest.mark.parametrize("name", ["sift", "xfeat"])
 def test_points_move_with_the_photo(photo, name):
     extract = opened(name, 200)
-    found, cropped = extract(photo), extract(np.ascontiguousarray(photo[32:, 64:]))
+    found, cropped = extract([photo, np.ascontiguousarray(photo[32:, 64:])])
     for features, (height, width) in ((found, photo.shape[:2]), (cropped, (photo.shape[0] - 32, photo.shape[1] - 64))):
         assert features.points.dtype == features.descriptors.dtype == np.float32
         assert 50 < len(features.points) == len(features.descriptors) <= 200
@@ -40,7 +40,7 @@ def test_points_move_with_the_photo(photo, name):
 
 @pytest.mark.parametrize("name", ["sift", "xfeat"])
 def test_a_blank_photo_has_no_points(name):
-    found = opened(name)(np.full((64, 96, 3), 127, np.uint8))
+    (found,) = opened(name)([np.full((64, 96, 3), 127, np.uint8)])
     assert len(found.points) == len(found.descriptors) == 0
 
 
@@ -128,7 +128,7 @@ def test_a_published_savedmodel(tmp_path, kind):
             save_delf(tmp_path / "model", kind == "delg")
     extract = open_extractor("savedmodel", tmp_path / "model", points=5)
     brightness = np.array([[10, 30, 20], [50, 40, 60]], np.uint8)  # the sixth is over the limit
-    found = extract(np.repeat(brightness[:, :, None], 3, axis=2))
+    (found,) = extract([np.repeat(brightness[:, :, None], 3, axis=2)])
     # boxes reach from 5 above and left of the pixel to 7 below and right of it: the centre is 1 further
     np.testing.assert_array_equal(found.points, [[1, 2], [2, 2], [2, 1], [3, 1], [1, 1]])
     for descriptor, value in zip(found.descriptors, [50, 40, 30, 20, 10], strict=True):

@@ -1,6 +1,7 @@
 import io
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,10 @@ class Counting:
         self.opened += 1
         return self
 
-    def __call__(self, photo: np.ndarray) -> LocalFeatures:
+    def __call__(self, photos: Sequence[np.ndarray]) -> list[LocalFeatures]:
+        return [self.of(photo) for photo in photos]
+
+    def of(self, photo: np.ndarray) -> LocalFeatures:
         self.photos += 1
         descriptors = photo[:3, :8, 0].astype(np.float32)
         points = np.array([[0.25, 7], [511.5, 3.125], [1e-3, 0]], np.float32)
@@ -78,7 +82,7 @@ def test_features_come_back_nearly_as_they_were(shard, tmp_path):
     found = kept(shard, Counting(), ids, tmp_path)
     for opened_shard in mirror.stream("test", ["images_000"]):
         for identity in ids:
-            expected = Counting()(decode(opened_shard.read(identity), 512))
+            expected = Counting().of(decode(opened_shard.read(identity), 512))
             np.testing.assert_array_equal(found[identity].points, expected.points)
             np.testing.assert_allclose(np.linalg.norm(found[identity].descriptors, axis=1), 1, atol=1e-6)
             cosines = (found[identity].descriptors * expected.descriptors).sum(axis=1)
@@ -216,14 +220,15 @@ def test_a_photo_that_cannot_be_read_has_no_points_and_is_named(tmp_path, monkey
     assert "abce" in skipped and "gone" in skipped and "abcd" not in skipped and "abcf" not in skipped
 
 
-def test_a_stop_leaves_no_half_file(shard, tmp_path):
+def test_a_stop_leaves_no_half_file(shard, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
+    monkeypatch.setattr(kept_files, "TOGETHER", 1)
 
     class Stopping(Counting):
-        def __call__(self, photo):
+        def of(self, photo):
             if self.photos == 1:
                 command.stop_event.set()
-            return super().__call__(photo)
+            return super().of(photo)
 
     with pytest.raises(command.Stopped):
         kept(shard, Stopping(), shard[2], tmp_path)

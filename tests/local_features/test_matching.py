@@ -7,8 +7,9 @@ from PIL import Image
 
 from landmarks.local_features import matching
 from landmarks.local_features.extractors import open_extractor
-from landmarks.local_features.matching import MATCHING, Matching, compare, inliers, match
-from landmarks.local_features.points import LocalFeatures, none_found
+from landmarks.local_features.matching import MATCHING, compare, inliers, match
+from landmarks.local_features.points import LocalFeatures, Matching, none_found
+from landmarks.networks import devices
 from landmarks.running import command
 from landmarks.running.threads import in_threads
 from landmarks.sample.photos import landmark_building, landmark_view
@@ -233,7 +234,11 @@ def extractor(request, tmp_path_factory):
         features = delf.stride_16_features(EfficientNetLite0(include_top=False))
         normalization = layers.Normalization.like(preprocess_input)
         models.save(delf.build(normalization, features, delf.FeatureNorm()), folder / delf.FILE)
-    extract = open_extractor(request.param, folder)
+    of_photos = open_extractor(request.param, folder)
+
+    def extract(photo):
+        return of_photos([photo])[0]
+
     return request.param, cache(lambda *view: extract(rendered(*view)[0])), extract
 
 
@@ -281,7 +286,8 @@ def test_comparing_stops_as_soon_as_it_may_and_keeps_the_order(monkeypatch):
     candidates = {photo: [f"{photo}{n}" for n in range(len(row))] for photo, row in counts.items()}
     compared, last = [], threading.Event()
 
-    def count(photo, other, how):
+    def explained(photo, other, pairs, how, beyond):
+        assert pairs == (photo, other)
         if photo == "a":
             assert last.wait(20)  # the first photo is the last one done
         compared.append(other)
@@ -289,12 +295,47 @@ def test_comparing_stops_as_soon_as_it_may_and_keeps_the_order(monkeypatch):
             last.set()
         return range(counts[photo][int(other[1])])
 
-    monkeypatch.setattr(matching, "inliers", count)
+    monkeypatch.setattr(matching, "match", lambda photo, other, how: (photo, other))
+    monkeypatch.setattr(matching, "explained", explained)
     photos, others = {photo: photo for photo in counts}, {j: j for row in candidates.values() for j in row}
     found = compare(candidates, photos, others, MATCHING["sift"], enough=35)
-    assert list(found.items()) == [("a", [3, 36]), ("b", [35, 34, 0]), ("c", []), ("d", [70]), ("e", [0, 0, 99])]
+    assert list(found) == [("a", [3, 36]), ("b", [35, 34, 0]), ("c", []), ("d", [70]), ("e", [0, 0, 99])]
     assert sorted(compared) == ["a0", "a1", "b0", "b1", "b2", "d0", "e0", "e1", "e2"]
-    assert compare(candidates, photos, others, MATCHING["sift"]) == counts
+    assert dict(compare(candidates, photos, others, MATCHING["sift"])) == counts
     command.stop_event.set()
     with pytest.raises(command.Stopped):
-        compare(candidates, photos, others, MATCHING["sift"])
+        list(compare(candidates, photos, others, MATCHING["sift"]))
+
+
+@pytest.mark.parametrize("enough", [20, 45, 1000])
+def test_the_most_inliers_and_who_has_them_are_those_of_a_full_comparison(monkeypatch, enough):
+    """Candidates are crops of a photo, so that each matches as many points as it has, and some of them fit a map."""
+    rng = np.random.default_rng(0)
+    photo, moved = pair((AFFINE, 50, 0.5), wrong=50)
+    others = {}
+    for number, (true, wrong) in enumerate([(8, 30), (30, 5), (4, 8), (25, 4), (30, 6), (50, 50), (3, 0), (49, 0)]):
+        rows = np.concatenate([rng.permutation(50)[:true], 50 + rng.permutation(50)[:wrong]])
+        others[str(number)] = features(moved.points[rows], moved.descriptors[rows])
+    candidates = {str(turn): [str((turn + step) % 8) for step in range(8)] for turn in range(8)}
+    photos = dict.fromkeys(candidates, photo)
+    fitted = []
+    monkeypatch.setattr(matching, "_fit", lambda *given, fit=matching._fit: (fitted.append(0), fit(*given))[1])
+    full = dict(compare(candidates, photos, others, STRICT))
+    fits = len(fitted)
+    for turn, row in compare(candidates, photos, others, STRICT, enough):
+        assert len(row) == next((n for n, count in enumerate(full[turn], 1) if count > enough), 8)
+        whole = full[turn][: len(row)]
+        assert (max(row), row.index(max(row))) == (max(whole), whole.index(max(whole)))
+    assert len(fitted) - fits < fits
+
+
+def test_an_accelerator_gives_the_counts_of_the_cpu(monkeypatch):
+    pairs = [pair((AFFINE, 20, 0.5), wrong=30 * seed, seed=seed) for seed in range(4)]
+    photos = {f"a{number}": a for number, (a, _) in enumerate(pairs)}
+    others = {f"b{number}": b for number, (_, b) in enumerate(pairs)} | {"none": none_found()}
+    candidates = {photo: list(others)[number:] for number, photo in enumerate(photos)}
+    expected = list(compare(candidates, photos, others, STRICT, 18))
+    monkeypatch.setattr(devices, "accelerated", lambda: True)
+    monkeypatch.setattr(matching, "match", lambda *_: pytest.fail("matched on the CPU"))
+    assert list(compare(candidates, photos, others, STRICT, 18)) == expected
+    assert any(max(row) > 18 for _, row in expected)

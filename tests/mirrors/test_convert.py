@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,18 @@ def test_import_is_deterministic_and_the_seed_matters(tmp_path):
         convert.import_folder(folder, tmp_path / name, None, seed)
     tables = [(tmp_path / name / "metadata/test.csv").read_text() for name in "abc"]
     assert tables[0] == tables[1] != tables[2]
+
+
+def test_import_asks_for_the_space_of_all_photos_before_it_writes_one(tmp_path, monkeypatch):
+    folder, out = landmark_folders(tmp_path / "mine"), tmp_path / "out"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="no space left on the disk: the photos of .*mine take .*kB, 1.00kB are free"):
+        convert.import_folder(folder, out, None, 0)
+    assert not list(out.glob("*/*.tar"))
+    monkeypatch.undo()
+    convert.import_folder(folder, out, None, 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    convert.import_folder(folder, out, None, 0)  # all is there
 
 
 def test_import_refuses_what_it_cannot_use(tmp_path):

@@ -90,7 +90,9 @@ def test_made_anew_only_when_a_model_or_a_weight_has_changed(tmp_path):
 def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
     calls = []
 
-    def fake_embed(predictor, landmarks, mirror, split, work, settings, image_size, batch_size, shards, whitening):
+    def fake_embed(
+        predictor, landmarks, mirror, split, work, settings, image_size, batch_size, shards, whitening, elsewhere
+    ):
         calls.append((predictor, landmarks.tolist(), work.name, image_size, shards, mirror, split))
         return None if shards and split == "index" else [tmp_path / work / split / "images_000.npz"]
 

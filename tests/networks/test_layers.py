@@ -77,6 +77,19 @@ def test_the_cosine_head_takes_the_nearest_of_each_class_centres():
             assert found[row, landmark] == pytest.approx(max(cosines), abs=1e-6)
 
 
+def test_a_cosine_head_in_parts_has_the_cosines_of_a_whole_one():
+    whole, parts = layers.CosineHead(classes=10, centres=3), layers.CosineHead(classes=10, centres=3, parts=4)
+    embeddings = np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    whole(embeddings), parts(embeddings)
+    assert parts.kernel.shape == (64, 3, 12)
+    spread = [float(ops.std(head.kernel)) for head in (whole, parts)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.1)
+    parts.kernel.assign(np.pad(ops.convert_to_numpy(whole.kernel).reshape(64, 3, 10), ((0, 0), (0, 0), (0, 2))))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(parts(embeddings)), ops.convert_to_numpy(whole(embeddings)), atol=1e-6
+    )
+
+
 def test_signed_gem_keeps_the_sign():
     features = np.array([[[[-2.0, 1.0, 3.0]], [[1.0, 1.0, -3.0]], [[-2.0, 1.0, 0.0]]]], "float32")  # 3 places
     found = ops.convert_to_numpy(GeM(p=3.0, signed=True)(features))

@@ -3,11 +3,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT
 from keras import ops
 
+from landmarks.networks.layers import CosineHead
 from landmarks.networks.losses import ArcFace, BatchHardTriplet, SmoothedCrossentropy, class_margins
 
 generator = np.random.default_rng(0)
@@ -119,12 +121,60 @@ cosines, embeddings = g.uniform(-1, 1, (8, 5)).astype("float32"), g.normal(size=
 classes = np.array([0, 0, 1, 1, 2, 2, 3, 4])
 y = np.stack([classes, np.full(8, 0.3)], 1).astype("float32")
 print(*(float(x) for x in (losses.ArcFace(16.0)(y, cosines), losses.BatchHardTriplet()(classes, embeddings))))
+
+import keras
+from landmarks.networks.layers import CosineHead
+for sampled in (1.0, 0.999):  # of each part all: the same losses, before a step and after it
+    photos = keras.Input((4,))
+    head = CosineHead(5, centres=2, parts=3, sampled=sampled)
+    model = keras.Model(photos, head(photos))
+    head.kernel.assign(np.random.default_rng(2).normal(size=head.kernel.shape).astype("float32"))
+    model.compile(keras.optimizers.SGD(0.5), losses.ArcFace(4.0, head if sampled < 1 else None))
+    print(*(float(model.train_on_batch(embeddings, y)) for _ in range(3)))
 """
     printed = [
         subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True,
             text=True, env=os.environ | {"KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        ).stdout.split()
+        ).stdout.splitlines()
         for name in ("tensorflow", backend)
     ]  # fmt: skip
-    np.testing.assert_allclose(*[[float(x) for x in line] for line in printed], rtol=1e-5)
+    (losses, whole, sampled), others = ([np.array(line.split(), float) for line in lines[-3:]] for lines in printed)
+    np.testing.assert_allclose(sampled, whole, rtol=1e-5)
+    assert whole[2] < whole[1] < whole[0]
+    for found, other in zip((losses, whole, sampled), others, strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_sampled_classes_have_the_loss_and_gradient_of_a_head_of_them_alone(parts):
+    import tensorflow as tf
+
+    head = CosineHead(classes=50, centres=2, parts=parts, sampled=0.3)
+    embeddings = keras.utils.normalize(generator.normal(size=(6, 8)).astype("float32"))
+    np.testing.assert_allclose(ops.convert_to_numpy(head(embeddings)), embeddings, atol=1e-6)
+    classes = np.array([49, 3, 3, 20, 21, 0], "int32")
+    y_true = np.stack([classes, generator.uniform(0, 0.5, 6)], axis=1).astype("float32")
+    state = head.generator.state.numpy()
+    drawn = head.sample(embeddings, classes)[1].numpy()
+    assert set(classes.tolist()) < set(drawn.tolist())
+    assert len(set(drawn.tolist())) == len(drawn) == {1: 15, 4: 4 * 6}[parts]  # of a part as many as photos, or more
+    assert set(head.sample(embeddings, classes)[1].numpy().tolist()) != set(drawn.tolist())  # anew in each step
+
+    centres = head.kernel.numpy().reshape(8, 2, -1)
+    known = drawn[drawn < 50]
+    alone = CosineHead(classes=len(known), centres=2)
+    alone.build((None, 8))
+    alone.kernel.assign(centres[:, :, known].reshape(8, -1))
+    place = np.array([known.tolist().index(one) for one in classes])
+    expected_y = np.stack([place, y_true[:, 1]], axis=1).astype("float32")
+    head.generator.state.assign(state)
+    with tf.GradientTape() as tape:
+        loss = ArcFace(16.0, head)(y_true, embeddings)
+    found = tf.convert_to_tensor(tape.gradient(loss, head.kernel.value)).numpy().reshape(8, 2, -1)
+    with tf.GradientTape() as tape:
+        expected_loss = ArcFace(16.0)(expected_y, alone(embeddings))
+    expected = tape.gradient(expected_loss, alone.kernel.value).numpy().reshape(8, 2, -1)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    np.testing.assert_allclose(found[:, :, known], expected, atol=1e-5)
+    assert not np.delete(found, known, axis=2).any()

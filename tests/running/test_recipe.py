@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -302,3 +303,19 @@ def test_help_of_retrieval_is_of_what_it_uses():
     assert explained_in(help_of("retrieval.py", "--help", "all")) == set(
         map(flag, SECTION_OF.keys() - retrieval.UNUSED)
     )
+
+
+def test_defaults_are_of_the_type_that_a_file_gives_back(tmp_path):
+    """Digests of settings tell 0 from 0.0."""
+    recipe = load([f"--work={tmp_path}"])
+    for section in (
+        recipe.run,
+        recipe.source,
+        recipe.training,
+        recipe.embedding,
+        recipe.recognition,
+        recipe.verification,
+    ):
+        fresh = type(section)()
+        again = type(section)(**json.loads(fresh.model_dump_json()))
+        assert repr(fresh.model_dump()) == repr(again.model_dump())

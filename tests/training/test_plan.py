@@ -13,13 +13,13 @@ COUNTS = plan.Counts(
 FAST = plan.Machine(1e15, 1e15, 1e12, True)
 
 
-def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, **settings) -> dict[str, plan.Stage]:
+def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, **settings) -> dict[str, plan.Stage]:
     plain = {"backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2}
     recipe = recipe_with(**{**plain, **settings})
     photos = sum(counts.photos.values())
     needs = forecast.needs(recipe.model, recipe.training, recipe.embedding, counts.learnt, counts.classes, photos)
     found = plan.network_stages(
-        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, counts.photos
+        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached
     )
     return {one.name: one for one in found}
 
@@ -30,9 +30,12 @@ def test_the_slowest_of_passes_decoding_and_download_bounds_a_stage():
     assert by_passes["embed index"].seconds == 200
     by_network = stages(FAST._replace(received=1e6))
     assert by_network["train"].seconds == 2 * 10_000 and by_network["train"].bound_by == "download"
-    by_decoding = stages(FAST._replace(decoded=1e6), scales=[1.0, 2.0])
-    assert by_decoding["train"].seconds == 2 * 10_000 / 2  # half of the photos are learnt
-    assert by_decoding["embed test"].seconds == 2 * 1000 and by_decoding["embed test"].bound_by == "decoding"
+    by_decoding = stages(FAST._replace(decoded=0.01), scales=[1.0, 2.0])
+    assert by_decoding["train"].seconds == pytest.approx(2 * 1000 / 0.01 / 2)  # half of the photos are learnt
+    assert (
+        by_decoding["embed test"].seconds == pytest.approx(2 * 100 / 0.01)
+        and by_decoding["embed test"].bound_by == "decoding"
+    )
 
 
 def test_a_mirror_in_a_folder_takes_no_network():
@@ -50,8 +53,12 @@ def test_machines_share_shards_but_not_the_training():
 
 
 def test_without_an_accelerator_the_same_cores_decode():
-    both = stages(FAST._replace(decoded=1e6, has_accelerator=False))["embed test"]
-    assert (both.seconds, both.bound_by) == (100 + 1000, "network's passes")
+    both = stages(FAST._replace(decoded=0.5, has_accelerator=False))["embed test"]
+    assert (both.seconds, both.bound_by) == (100 + 100 / 0.5, "network's passes")
+
+
+def test_what_is_cached_is_neither_downloaded_nor_decoded_again():
+    assert [stages(epochs=3, cached=part)["train"].network for part in (0, 0.5, 1)] == [3e10, 2e10, 1e10]
 
 
 def test_whitening_takes_time_by_its_dimensions():
