@@ -224,7 +224,8 @@ class Trainer:
         require_space(self.run.work, size, "a checkpoint takes")
         with whole(self.checkpoint) as part:
             self.model.save(part)
-            with zipfile.ZipFile(part, "a") as archive:
+            # Opened here: zipfile would begin a file anew that it cannot open to add to it.
+            with open(part, "r+b") as file, zipfile.ZipFile(file, "a") as archive:
                 seeds = [ops.convert_to_numpy(state).tolist() for state in self._seeds()]
                 progress = {"history": self.history, "step": self.step, "seeds": seeds}
                 archive.writestr("progress.json", json.dumps(progress))

@@ -1,4 +1,6 @@
+import errno
 import math
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,3 +183,24 @@ def test_a_checkpoint_that_finds_no_room_is_one_clear_line(run, monkeypatch, tmp
     with pytest.raises(InputError, match="no space left on the disk: a checkpoint takes .* free some"):
         run.save()
     assert run.checkpoint.exists() and not run.previous.exists()  # which made room
+
+
+def test_a_checkpoint_that_cannot_be_opened_again_is_none(run, monkeypatch):
+    """zipfile begins a file anew where it cannot open it to add to it: what training stood at would be all of it."""
+
+    def save(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", "{}")
+
+    def fails(path, mode="r", *arguments, **options):
+        if mode == "r+b":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path, mode, *arguments, **options)
+
+    whole = open
+    run.model.save, run.model.variables, run.model.optimizer.built = save, [], True
+    for place in ("io.open", "builtins.open"):
+        monkeypatch.setattr(place, fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        run.save()
+    assert not run.checkpoint.exists()
