@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -280,9 +281,9 @@ def servers(case: Case, times: int, draw: random.Random, server: LiarServer) -> 
 def inject(kind: str, recipe: str, times: int, seed: int, folder: Path, beyond: Sequence[str] = ()) -> Iterator[Ended]:
     """What is done to one recipe's run."""
     draw = random.Random(f"{seed} {kind} {recipe}")
-    if kind == "every":
-        build.FEWEST_SHARDS.update(train=3, index=1, test=1)  # each is the same again
-    mirror = make_mirror(folder / "mirror")
+    fewer = {"train": 3, "index": 1, "test": 1} if kind == "every" else {}  # each further one is the same again
+    with patch.dict(build.FEWEST_SHARDS, fewer):
+        mirror = make_mirror(folder / "mirror")
     if kind == "server":
         with serving(mirror) as server:
             case = Case(recipe, server.url, folder, ["--patience=10s", "--strict", "--strict-md5"]).undisturbed()

@@ -319,7 +319,7 @@ def test_published_is_a_landmark_with_more_than_35_inliers_with_one_of_20_train_
     most = {"many": [35] * 19 + [36], "few": [35] * 25, "late": [0] * 20 + [99]}
     candidates = {photo: [f"{photo}-{number}" for number in range(len(row))] for photo, row in most.items()}
 
-    def count(photo, other, _how):
+    def explained(photo, other, *_):
         return range(most[photo][int(other.split("-")[1])])
 
     class Identity(dict):
@@ -331,7 +331,10 @@ def test_published_is_a_landmark_with_more_than_35_inliers_with_one_of_20_train_
 
     monkeypatch.setattr(decision, "most_similar", most_similar)
     monkeypatch.setattr(decision, "features_of", lambda *given: (Identity(), Identity(), given[-1]))
-    monkeypatch.setattr(matching, "inliers", count)
+    monkeypatch.setattr(decision, "extractor_folder", lambda run, *_: run.work)
+    (published.run.work / "local" / "delf").mkdir(parents=True)  # which `features_of` makes
+    monkeypatch.setattr(matching, "match", lambda *_: None)
+    monkeypatch.setattr(matching, "explained", explained)
     found = pd.DataFrame({"landmark": [1, 2, 3], "score": [0.5, 0.6, 0.7]}, index=list(most))
     nothing = SimpleNamespace(train=lambda: None)
     kept = decision.verify(published.run, published.verification, nothing, {"test": [], "train": []}, found)
