@@ -22,7 +22,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
 from landmarks.running.arrays import digest
-from landmarks.running.command import InputError, check_stop
+from landmarks.running.command import check_stop
 from landmarks.running.features_file import (
     Features,
     is_whole,
@@ -239,15 +239,15 @@ def embed_shards(
 ) -> Iterator[tuple[str, Features]]:  # fmt: skip
     """Each shard's name and features, in order; photos of the next one are decoded while this one's are embedded.
 
-    Raises InputError if an embedding is not finite, or a photo was read at one size alone.
+    Raises InputError if an embedding is not finite.
     """
     with closing(of_shards(shards, listed, sizes, batch_size)) as ready:
-        for shard, of_size in ready:
+        for shard, photos in ready:
             ids: list[str] = []
             waiting: list[tuple[int, dict]] = []  # an accelerator goes on while nobody reads
             found = [compiled.read(waiting)]
             batches = iter(partial(next, ready), None)
-            for some, images in Progress(batches, shard.name, len(of_size[0]), unit=" batches", leave=False):
+            for some, images in Progress(batches, shard.name, len(photos), unit=" batches", leave=False):
                 check_stop()
                 ids += some
                 waiting.append((len(some), compiled(images)))
@@ -255,12 +255,8 @@ def embed_shards(
                     found.append(compiled.read(waiting))
                     waiting.clear()
             found.append(compiled.read(waiting))
-            if len({tuple(photo for photo, _ in batches.unreadable) for batches in of_size}) > 1:
-                raise InputError(
-                    f"{split}/{shard.name}: some photos could be read at one size alone; run the same command again"
-                )
             unlisted = [(photo, f"not in metadata/{split}.csv") for photo in shard.ids if photo not in listed]
-            record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *of_size[0].unreadable])
+            record_skipped(work, split, shard.name, [*shard.refused, *unlisted, *photos.unreadable])
             outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
             features = predicted(ids, outputs, landmarks)
             remedy = partial(_what_is_spoilt, compiled.predictor, work)

@@ -257,25 +257,25 @@ def test_the_same_photos_at_another_address_are_not_embedded_again(tmp_path, ser
     assert made[0] == made[1]
 
 
-def test_photos_that_are_read_at_one_of_two_sizes_are_not_mixed_up(tmp_path, monkeypatch):
+def test_a_photo_that_cannot_be_read_at_one_of_two_sizes_has_no_features(tmp_path, monkeypatch):
     tree(tmp_path / "mirror", "test", 10)
-    decode, settings = generators.decode, EmbeddingSettings(scales=[1.0, 0.5])
+    spoilt = next((tmp_path / "mirror").rglob("*.jpg"))
+    decode_at, settings = generators.decode_at, EmbeddingSettings(scales=[1.0, 0.5])
 
-    def decode_but_one(data, size):
-        if size == 16 and decode(data, 16).sum() == spoilt:
-            raise generators.UnreadablePhoto("gone for a moment")
-        return decode(data, size)
+    def decode_but_one(data, sizes):
+        first, second = decode_at(data, sizes)
+        if data == spoilt.read_bytes():
+            raise generators.UnreadablePhoto("too large at the second size")
+        return first, second
 
-    spoilt = decode(next((tmp_path / "mirror").rglob("*.jpg")).read_bytes(), 16).sum()
     mirror, work = open_mirror(str(tmp_path / "mirror")), tmp_path / "work"
+    work.mkdir()
     predictor = models.predictor(colours(has_head=False), True, [32, 16], "side_by_side")
-    arguments = predictor, np.array([10, 20]), mirror, "test", work, settings, 32, 4
-    monkeypatch.setattr(generators, "decode", decode_but_one)
-    with pytest.raises(InputError, match="test/.*: some photos could be read at one size alone"):
-        features.embed(*arguments)
-    monkeypatch.undo()
-    (path,) = features.embed(*arguments)
-    assert load_features(path).embeddings.shape == (10, 6)
+    monkeypatch.setattr(generators, "decode_at", decode_but_one)
+    (path,) = features.embed(predictor, np.array([10, 20]), mirror, "test", work, settings, 32, 4)
+    assert load_features(path).embeddings.shape == (9, 6)
+    assert spoilt.stem not in load_features(path).ids
+    assert (work / "skipped.csv").read_text().count(spoilt.stem) == 1
 
 
 def test_without_room_for_them_no_photo_is_embedded(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import features
 import model as models
 from features import UNWHITENED
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.images import decode
+from landmarks.mirrors.images import decode_at
 from landmarks.mirrors.shards import Shard, valid_id
 from landmarks.networks import export
 from landmarks.networks import whitening as whitenings
@@ -227,7 +227,7 @@ class Embedder:
         """
         found = []
         for one, predictor in zip(self.members, self._predictors, strict=True):
-            photos = [decode(data, size)[None] for size in one.settings.sizes(one.image_size)]
+            photos = [square[None] for square in decode_at(data, one.settings.sizes(one.image_size))]
             outputs = predictor.read([(1, predictor(photos))])
             seen = features.predicted([""], outputs, one.landmarks)
             require_finite(seen, "embedding", one.remedy)

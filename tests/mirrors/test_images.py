@@ -6,7 +6,7 @@ from conftest import jpeg
 from PIL import Image
 
 from landmarks.mirrors import images
-from landmarks.mirrors.images import UnreadablePhoto, decode, shrink
+from landmarks.mirrors.images import UnreadablePhoto, decode, decode_at, shrink
 
 COLOUR = (200, 100, 50)
 
@@ -66,6 +66,18 @@ def test_exif_rotation_is_undone(orientation):
 def test_broken_exif_does_not_lose_the_photo():
     data = encode(Image.new("RGB", (64, 64), COLOUR), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert decode(data, 16).shape == (16, 16, 3)
+
+
+# A DCT scales by 1/2, 1/4 or 1/8, and no side to less than the square's: 640 x 480 by 1/2 for 192 px alone.
+@pytest.mark.parametrize(("form", "decoded"), [("JPEG", 2), ("PNG", 1)])
+def test_several_sizes_are_what_each_is_alone_and_are_decoded_once_for_a_scale(monkeypatch, form, decoded):
+    data = encode(Image.effect_noise((640, 480), 80).convert("RGB"), form)
+    alone = [decode(data, size) for size in (192, 256, 320)]
+    calls, upright = [], images._upright
+    monkeypatch.setattr(images, "_upright", lambda image: calls.append(image.size) or upright(image))
+    for one, other in zip(decode_at(data, [192, 256, 320]), alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(calls) == decoded
 
 
 def test_unreadable_photos_say_why(monkeypatch):

@@ -23,7 +23,7 @@ def decoded(monkeypatch):
     import generators
 
     count = []
-    monkeypatch.setattr(generators, "decode", lambda *given: count.append(None) or images.decode(*given))
+    monkeypatch.setattr(generators, "decode_at", lambda *given: count.append(None) or images.decode_at(*given))
     return count
 
 
