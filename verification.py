@@ -17,54 +17,11 @@ ends with the threshold at which a run stops to compare; for more give the run m
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from landmarks.local_features.extractors import EXTRACTORS, open_extractor
-from landmarks.local_features.matching import MATCHING, inliers
-from landmarks.local_features.points import SMALLEST_SIDE, decode
-from landmarks.mirrors.images import UnreadablePhoto
-from landmarks.mirrors.shards import read_photo
 from landmarks.running import command
 from landmarks.running import recipe as recipes
-from landmarks.running.command import InputError
-from landmarks.running.files import whole
 from landmarks.running.locks import held
-
-
-def match(
-    a: Path, b: Path, out: Path | None, extractor: str | None, model: Path | None, size: int, points: int
-) -> None:
-    """Print how many inliers two photos have, and draw them if asked to; the arguments are those of the command."""
-    if size < SMALLEST_SIDE or points < 2:
-        raise InputError(f"--size {size} --points {points}: give at least {SMALLEST_SIDE} pixels and 2 points")
-    extractor = extractor or ("delf" if model else "untrained")
-    extract = open_extractor(extractor, model, points)
-    one, other = _read_photo(a, size), _read_photo(b, size)
-    of_one, of_other = extract([one, other])
-    rows = inliers(of_one, of_other, MATCHING[extractor])
-    if out is not None:
-        from landmarks.local_features.drawing import draw_matches  # pandas
-
-        picture = draw_matches(one, other, of_one.points[rows[:, 0]], of_other.points[rows[:, 1]])
-        try:
-            with whole(out) as part:
-                picture.save(part)
-        except ValueError as error:  # Pillow goes by the suffix
-            raise InputError(f"{out} cannot be written: {error}; give a name like matches.png") from error
-    print(f"{len(rows)} inliers")
-
-
-def _read_photo(path: Path, size: int) -> np.ndarray:
-    try:
-        photo = decode(read_photo(path), size)
-    except (OSError, UnreadablePhoto) as error:
-        raise InputError(f"photo {path} cannot be read: {error}") from error
-    if min(photo.shape[:2]) < SMALLEST_SIDE:
-        raise InputError(f"photo {path} is too small: at --size {size} no side may be under {SMALLEST_SIDE} pixels")
-    return photo
 
 
 def calibrate(work: Path) -> None:
@@ -102,15 +59,20 @@ def main() -> None:
     matching.add_argument("a", type=Path)
     matching.add_argument("b", type=Path)
     matching.add_argument("--out", type=Path, help="the picture to write, like matches.png")
-    matching.add_argument("--extractor", choices=list(EXTRACTORS), help="default: delf, untrained without --model")
+    matching.add_argument(
+        "--extractor", help="delf, sift, xfeat, savedmodel or untrained (default: delf, untrained without --model)"
+    )
     matching.add_argument("--model", type=Path, help="work folder of a trained DELF, or folder of the SavedModel")
     matching.add_argument("--size", type=int, default=512, help="pixels of a photo's longer side (default 512)")
     matching.add_argument("--points", type=int, default=1000, help="of a photo at most (default 1000)")
     calibrating = commands.add_parser("calibrate", help="precision, recall and GAP by the threshold of inliers")
     calibrating.add_argument("work", type=Path, help="a work folder with a trained model")
     arguments = vars(parser.parse_args())
-    actions: dict[str, Callable[..., None]] = {"match": match, "calibrate": calibrate}
-    actions[arguments.pop("command")](**arguments)
+    if arguments.pop("command") == "calibrate":
+        return calibrate(**arguments)
+    from landmarks.local_features.pair import match  # numpy and Pillow, which --help need not wait for
+
+    match(**arguments)
 
 
 if __name__ == "__main__":

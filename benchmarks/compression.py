@@ -67,7 +67,10 @@ def main() -> None:
         recipe = recipes.load([f"--recipe={given.recipe}", f"--work={folder}"])
         mirror = open_mirror(given.mirror, Path(folder) / "mirror")
         found = embed(recipe, mirror)
-        truth = solutions.read_retrieval_solution(mirror.solution("retrieval"))
+        solution_csv = mirror.solution("retrieval")
+        if solution_csv is None:
+            raise SystemExit(f"{given.mirror} has no retrieval solution")
+        truth = solutions.read_retrieval_solution(solution_csv)
         train = mirror.train().set_index("id")["landmark_id"]
     (ids, learnt), (index_ids, index), (test_ids, queries) = (found[split] for split in SPLITS)
     landmark = train[ids].to_numpy()
@@ -79,8 +82,9 @@ def main() -> None:
         (fitted,) = whitening.fit(method, learnt, landmark, [shrinkage], given.dimensions)
         ways[f"{method.upper()} {given.dimensions}, float32"] = fitted(index), fitted(queries)
     # What is stored is rounded; the search is in float32.
-    halved = {name: tuple(some.astype(np.float16).astype(np.float32) for some in way) for name, way in ways.items()}
-    ways |= {name.replace("float32", "float16"): way for name, way in halved.items()}
+    for name, way in list(ways.items()):
+        photos, asked = (some.astype(np.float16).astype(np.float32) for some in way)
+        ways[name.replace("float32", "float16")] = photos, asked
 
     reference: dict[str, np.ndarray] = {}
     figures: dict[str, list[float]] = {}

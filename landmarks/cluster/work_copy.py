@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from landmarks.mirrors import stores
-from landmarks.mirrors.download import MAX_BYTES, download
 from landmarks.mirrors.outages import Absent, persist
 from landmarks.running.command import InputError, Parser, Stopped, warn
 from landmarks.running.files import whole
@@ -108,6 +107,8 @@ class Copy:
             coming.append(name)
         self.noted |= {name: [there[name], COMING, COMING] for name in coming}
         self._save()
+        from landmarks.mirrors.download import MAX_BYTES, download  # requests, which --help need not wait for
+
         for name in Progress(coming, f"fetch {self.url}", unit=" files", disable=not coming):
             path = self.work / name
             if not download(f"{self.url}/{name}", path, resume=False, limit=MAX_BYTES):

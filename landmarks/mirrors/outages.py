@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
-
-import requests
-import urllib3
+from typing import TYPE_CHECKING, TypeVar
 
 from landmarks.running.command import InputError, check_stop, stop_event
 from landmarks.running.progress import say
+
+if TYPE_CHECKING:
+    import requests  # a tenth of a second, which --help need not wait for
 
 PATIENCE = 30 * 60  # seconds, where no --patience is given
 STRANGER_TRIES = 5  # for a server that has never answered: its name is wrong, or there is no network
@@ -107,7 +107,7 @@ def persist(
         _wait(pause, check)
 
 
-def receive_answer(url: str, response: requests.Response) -> None:
+def receive_answer(url: str, response: "requests.Response") -> None:
     """Note that the server of `url` has answered. Raises Failure for an answer that only says: not now."""
     status = response.status_code
     # Without Retry-After a 5xx may come from a proxy that has not found the server.
@@ -136,7 +136,9 @@ def server_of(url: str) -> str:
     return "/".join(url.split("/")[:3])
 
 
-def _retry_after(response: requests.Response) -> float:
+def _retry_after(response: "requests.Response") -> float:
+    import urllib3
+
     try:
         return urllib3.Retry().get_retry_after(response.raw) or 0.0
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date of this world

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from landmarks.running.command import InputError
 from landmarks.running.progress import say
 
@@ -28,6 +26,8 @@ def held(*folders: Path) -> Iterator[None]:
 
     Raises InputError if another process holds one of them, and says which: host, pid, since when, and its command.
     """
+    from filelock import FileLock, Timeout  # a twentieth of a second, which --help need not wait for
+
     locks = []
     try:
         for folder in sorted({folder.resolve() for folder in folders}):
@@ -58,6 +58,8 @@ def require_idle(folder: Path) -> None:
     lock = folder / LOCK
     if not os.access(lock, os.W_OK):  # nobody has ever held it, or nobody can write here
         return
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(lock, timeout=PROBE_SECONDS):
             pass
