@@ -35,7 +35,8 @@ def read_table(path: Path, columns: list[str]) -> "pd.DataFrame":
         table, hashes = _read_any(path, columns)
     # As objects: pandas' own strings take a second to make, and another one each time that they become a list.
     frame = pd.DataFrame(
-        {name: pd.Series(table.pop(name), dtype="int64" if name == "landmark_id" else object) for name in columns}
+        {name: pd.Series(table.pop(name), dtype="int64" if name == "landmark_id" else object) for name in columns},
+        copy=False,
     )
     hashes.sort()  # pandas' is_unique takes 10 times as long
     if (hashes[1:] == hashes[:-1]).any() and not frame["id"].is_unique:
