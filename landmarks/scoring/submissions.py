@@ -76,7 +76,12 @@ def _write(path: Path, header: list[str], rows: Iterable[tuple[str, str]]) -> No
     with whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        for row in rows:
+            line = ",".join(row)
+            if line.count(",") > 1 or any(mark in line for mark in '"\r\n'):
+                writer.writerow(row)
+            else:  # which csv takes ten times as long for
+                file.write(line + "\n")
 
 
 def read_recognition(path: Path, solution: Solution) -> Predictions:

@@ -1,3 +1,4 @@
+import csv
 import math
 
 import numpy as np
@@ -209,3 +210,10 @@ def test_check_lists_20_of_a_kind(file):
         *(f"missing id: '{n:03d}'" for n in range(20)),
         "missing id: 300 in all, the first 20 are listed",
     ]
+
+
+@pytest.mark.parametrize("odd", ["a,b", 'a"b', "a\nb", "a\rb", ""])
+def test_whatever_an_id_is_made_of_csv_reads_it_back(tmp_path, odd):
+    write_retrieval(tmp_path / "retrieval.csv", ["plain", odd], [["x", "y"], [odd, "z"]])
+    with open(tmp_path / "retrieval.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["id", "images"], ["plain", "x y"], [odd, f"{odd} z"]]
