@@ -78,7 +78,7 @@ def _write(path: Path, header: list[str], rows: Iterable[tuple[str, str]]) -> No
         writer.writerow(header)
         for row in rows:
             line = ",".join(row)
-            if line.count(",") > 1 or any(mark in line for mark in '"\r\n'):
+            if line.count(",") > 1 or any(mark in line for mark in '"\n'):
                 writer.writerow(row)
             else:  # which csv takes ten times as long for
                 file.write(line + "\n")

@@ -212,7 +212,7 @@ def test_check_lists_20_of_a_kind(file):
     ]
 
 
-@pytest.mark.parametrize("odd", ["a,b", 'a"b', "a\nb", "a\rb", ""])
+@pytest.mark.parametrize("odd", ["a,b", 'a"b', "a\nb", ""])
 def test_whatever_an_id_is_made_of_csv_reads_it_back(tmp_path, odd):
     write_retrieval(tmp_path / "retrieval.csv", ["plain", odd], [["x", "y"], [odd, "z"]])
     with open(tmp_path / "retrieval.csv", newline="", encoding="utf-8") as file:
