@@ -3,16 +3,18 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.running.arrays import digest
-from landmarks.running.command import warn
+from landmarks.running.command import InputError, warn
 from landmarks.running.files import whole
 
 ROOM = 2**30  # bytes of the disk that are left to others
@@ -40,7 +42,7 @@ class Cache:
     """A mirror's train shards, and beside them those of its photos that were decoded before.
 
     A shard is kept when an epoch has gone through all of it, as long as there is room. Files of other photos, another
-    size or another mirror are made anew.
+    size or another mirror are made anew. Several runs may share a folder: each shard is kept by one of them.
 
     Args:
         folder: for `NAME-SIZE.npy`, (N, S, S, 3) uint8, and `NAME-SIZE.json`, which says what is in it.
@@ -50,17 +52,18 @@ class Cache:
     """
 
     def __init__(self, mirror: Mirror, folder: Path, classes: pd.Series, image_size: int, limit: float):
-        self.mirror, self.folder, self.classes, self.size, self.limit = mirror, folder, classes, image_size, limit
+        self.mirror, self.folder, self.size, self.limit = mirror, folder, image_size, limit
+        self.learnt = digest("\n".join(classes.index).encode())
 
     def stream(self, split: str, names: list[str]) -> Iterator[Shard]:
         """As `Mirror.stream`; one epoch after another, each of which finds what those before it have left."""
         while names:
             epoch = names[: next((n for n, name in enumerate(names) if name in names[:n]), len(names))]
             names = names[len(epoch) :]
-            kept = {name: shard for name in epoch if (shard := self._open(name)) is not None}
+            kept = {name for name in epoch if self.opened(name) is not None}  # a system lets few files be open at once
             fresh = self.mirror.stream(split, [name for name in epoch if name not in kept])
             for name in epoch:
-                yield kept[name] if name in kept else next(fresh)
+                yield self._kept(name) if name in kept else next(fresh)
             next(fresh, None)  # which ends it, and clears the last shard away
 
     def batches(self, shard: Shard, ids: list[str], size: int, batch_size: int, first: int = 0) -> Batches:
@@ -80,10 +83,19 @@ class Cache:
 
     def made_from(self, shard: str) -> str:
         """What the photos of a shard follow from, but for the mirror's own words."""
-        mirror = self.mirror
-        return digest(mirror.fingerprint("train", shard) or mirror.name, "\n".join(self.classes.index).encode())
+        return digest(self.mirror.fingerprint("train", shard) or self.mirror.name, self.learnt)
 
-    def _open(self, name: str) -> CachedShard | None:
+    def _kept(self, name: str) -> CachedShard:
+        shard = self.opened(name)
+        if shard is None:
+            raise InputError(
+                f"{self.path(name)} went, or was changed by a run with other photos, which wants another --cache: "
+                "run the same command again"
+            )
+        return shard
+
+    def opened(self, name: str) -> CachedShard | None:
+        """A shard that is kept; None if it is not, or was made from anything else."""
         path = self.path(name)
         note = path.with_suffix(".json")
         try:
@@ -124,13 +136,24 @@ class KeptBatches(Batches):
         ids = [identity for identity in self.shard.ids if identity in wanted]
         shape = (len(ids), self.size, self.size, 3)
         cache.folder.mkdir(parents=True, exist_ok=True)
-        if not ids or not cache.has_room(int(np.prod(shape))):
-            if ids:
+        path = cache.path(self.shard.name)
+        lock = FileLock(path.with_suffix(".lock"), thread_local=False)  # a closed iterator may end in any thread
+        with suppress(Timeout, NotImplementedError, OSError):
+            lock.acquire(blocking=False)
+        try:
+            if not lock.is_locked:
+                warn("shards are not cached, as another run keeps them or locks are not known there", str(path))
+            elif ids and cache.opened(self.shard.name) is None:  # else another run has kept it since
+                if cache.has_room(int(np.prod(shape))):
+                    yield from self._keep(path, ids, shape)
+                    return
                 warn("shards are not cached, as there is no room", f"{self.shard.name} in {cache.folder}")
             yield from super().__iter__()
-            return
+        finally:
+            lock.release()
+
+    def _keep(self, path: Path, ids: list[str], shape: tuple[int, ...]) -> Iterator[tuple[list[str], np.ndarray]]:
         rows = {identity: row for row, identity in enumerate(ids)}
-        path = cache.path(self.shard.name)
         path.with_suffix(".json").unlink(missing_ok=True)
         with whole(path) as part:
             photos = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
@@ -138,6 +161,6 @@ class KeptBatches(Batches):
                 photos[[rows[identity] for identity in some]] = images
                 yield some, images
             photos.flush()
-        note = {"made_from": cache.made_from(self.shard.name), "ids": ids, "unreadable": dict(self.unreadable)}
+        note = {"made_from": self.cache.made_from(self.shard.name), "ids": ids, "unreadable": dict(self.unreadable)}
         with whole(path.with_suffix(".json")) as part:
             part.write_text(json.dumps(note))

@@ -1,6 +1,7 @@
 """A run with a cache ends as one without, and downloads and decodes each shard once."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,13 @@ import pytest
 import tiny  # noqa: F401  the backbone
 from conftest import recipe_with
 
+from generators import Batches
 from landmarks.mirrors import images
 from landmarks.mirrors.open import open_mirror
 from landmarks.running import command
 from landmarks.running.command import Stopped
 from landmarks.training import run as training
-from landmarks.training.cache import Cache
+from landmarks.training.cache import Cache, CachedShard
 from landmarks.training.step import Steps
 
 
@@ -109,3 +111,34 @@ def test_unreadable_photos_stay_named_and_other_photos_are_not_taken(tiny_mirror
     fewer = Cache(mirror, tmp_path, classes[1:], 32, 1e9)
     (other,) = fewer.stream("train", [name])
     assert not isinstance(other, type(kept))
+
+
+def test_two_runs_that_fill_one_cache_at_a_time_leave_whole_photos(tiny_mirror, tmp_path):
+    mirror = open_mirror(str(tiny_mirror))
+    classes = mirror.train().set_index("id")["landmark_id"]
+    name = mirror.shard_names("train")[0]
+    caches = [Cache(mirror, tmp_path, classes, 32, 1e9) for _ in range(2)]
+    streams = [cache.stream("train", [name]) for cache in caches]
+    shards = [next(stream) for stream in streams]
+    expected = [photos for _, photos in Batches(shards[0], shards[0].ids, 32, 1)]
+    one, other = (iter(cache.batches(shard, shard.ids, 32, 1)) for cache, shard in zip(caches, shards, strict=True))
+    seen = [next(one), next(one), next(other)]  # the second run begins when the first one is ahead
+    np.testing.assert_array_equal([photos for _, photos in [*seen[:2], *one]], expected)
+    np.testing.assert_array_equal([photos for _, photos in [seen[2], *other]], expected)
+    kept = caches[0].opened(name)
+    np.testing.assert_array_equal(kept.photos, np.concatenate(expected))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells which files are open")
+def test_a_cache_of_more_shards_than_files_may_be_open_is_read(tiny_mirror, tmp_path, decoded):
+    mirror = open_mirror(str(tiny_mirror))
+    classes = mirror.train().set_index("id")["landmark_id"]
+    names, cache = mirror.shard_names("train"), Cache(mirror, tmp_path, classes, 32, 1e9)
+    for shard in cache.stream("train", names):
+        list(cache.batches(shard, shard.ids, 32, 2))
+    open_files = Path("/proc/self/fd")
+    before, most = len(list(open_files.iterdir())), 0
+    for shard in cache.stream("train", names):
+        assert isinstance(shard, CachedShard)
+        most = max(most, len(list(open_files.iterdir())) - before)
+    assert most <= 2 < len(names)
