@@ -9,7 +9,7 @@ import numpy as np
 from landmarks.mirrors.images import UnreadablePhoto, decode_at
 from landmarks.mirrors.shards import Shard, read_place
 from landmarks.running import processes
-from landmarks.running.threads import in_background, in_order, in_threads
+from landmarks.running.threads import in_background, in_threads
 
 BATCHES_AHEAD = 3
 BATCHES_READY = 2  # on the device
@@ -66,7 +66,7 @@ class Batches:
         ahead = BATCHES_AHEAD * -(-max(map(len, self.slices), default=1) // PHOTOS_A_TASK)
         if processes.worth_it() and hasattr(self.shard, "place"):
             places = ([self.shard.place(identity) for identity in part] for part in parts)
-            return in_order(processes.pool(), partial(decode_all, read_place, sizes), places, ahead)
+            return processes.in_processes(partial(decode_all, read_place, sizes), places, ahead)
         return in_threads(partial(decode_all, self.shard.read, sizes), parts, ahead)
 
 

@@ -1,8 +1,12 @@
 import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from landmarks.running import processes, threads
+from landmarks.running import command, processes, threads
+from landmarks.running.command import InputError, Stopped
 
 
 @pytest.mark.parametrize(("cores", "share", "worth"), [(2, math.inf, False), (16, math.inf, True), (16, 8, False)])
@@ -10,3 +14,14 @@ def test_processes_are_for_many_cores_and_not_within_an_actor(monkeypatch, cores
     monkeypatch.setattr(processes, "cores", lambda: cores)
     monkeypatch.setattr(threads, "share", share)
     assert processes.worth_it() == worth
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_workers_that_a_batch_system_ends_end_a_run_that_it_stops_too_and_else_are_told(monkeypatch, told):
+    monkeypatch.setattr(processes, "TOLD", 0.01)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        monkeypatch.setattr(processes, "pool", lambda: pool)
+        if told:
+            command.stop_event.set()
+        with pytest.raises(Stopped if told else InputError):
+            list(processes.in_processes(os._exit, [1], ahead=2))
