@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,15 @@ def test_what_is_not_there_is_absent_and_a_store_that_is_away_is_given_up(bucket
     monkeypatch.setattr(stores, "ask", lambda *_: (_ for _ in ()).throw(Failure("away")))
     with pytest.raises(Unanswered, match="away"):
         download.exists(f"{bucket}/there", patience=100)
+
+
+def test_a_version_is_the_same_however_it_was_asked_for():
+    second = datetime(2026, 11, 26, 12, 30, 5)
+    listed, headed = (
+        {"ETag": '"0a"', "LastModified": when, "size": 3} for when in (second.replace(microsecond=123000), second)
+    )
+    assert stores.version(listed) == stores.version(headed) != stores.version({**headed, "ETag": '"0b"'})
+    assert stores.version({"size": 3}) == "3"
 
 
 def test_a_forbidden_object_is_absent_and_says_why(monkeypatch):
