@@ -149,4 +149,5 @@ def _wait(seconds: float, check: Callable[[], None]) -> None:
     until = clock() + seconds
     while (left := until - clock()) > 0:
         check()
-        stop_event.wait(min(left, 1))
+        if stop_event.wait(min(left, 1)):
+            time.sleep(min(left, 1))  # `check` may go on all the same, as the last copy of a work folder does

@@ -180,6 +180,20 @@ def test_a_stop_request_ends_the_waiting_at_once(known, monkeypatch):
     assert time.monotonic() - begin < 4
 
 
+def test_who_goes_on_after_a_stop_request_does_not_keep_a_core_busy(known, monkeypatch):
+    monkeypatch.setattr(outages, "clock", time.monotonic)
+    monkeypatch.setattr(outages, "stop_event", command.stop_event)
+    command.stop_event.set()
+    faults, checks = [Failure("no route", retry_after=0.2)], []
+
+    def attempt():
+        if faults:
+            raise faults.pop()
+
+    persist(URL, attempt, check=lambda: checks.append(None))
+    assert 1 <= len(checks) < 10
+
+
 def test_a_certificate_that_is_not_valid_is_told_at_once(server, impatient):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(Path(__file__).with_name("self_signed.pem"))
