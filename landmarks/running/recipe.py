@@ -95,7 +95,7 @@ class Recipe(BaseModel):
         if begun != name:
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        of_run = ("checkpoint_minutes", "shards", "index_parts", "search", "devices")
+        of_run = ("checkpoint_minutes", "shards", "index_parts", "search", "devices", "cluster")
         shared |= {name: getattr(self.run, name) for name in of_run}
         shared["engine"] = self.embedding.engine
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
@@ -145,6 +145,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     given = command_line.parse(arguments, SECTIONS, unused)
     folders = str(given.get("work", "work")).split(",")
     if len(folders) > 1:
+        if given.get("beside"):
+            raise InputError(f"--work {given['work']} are several models already: give them without --beside")
         given["models"] = [str(folder) for name in folders for folder in _with_beside(Path(name).resolve())]
         given["beside"] = ""
         given["work"] = Path(given["models"][0]).with_name("+".join(Path(folder).resolve().name for folder in folders))
@@ -166,6 +168,10 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         if base.parent == RECIPES or "recipe" not in given:
             base = kept
     recipe = from_flat({**_read(base), **given}, base, given)
+    if recipe.run.store and "store" not in given:
+        raise InputError(
+            f"{base}: store is for the command line, which brings the copy before: --store {recipe.run.store}"
+        )
     if before:
         old, new = before.fixed(), recipe.fixed()
         if changed := [f"{name} = {old[name]}, now {new[name]}" for name in sorted(old) if old[name] != new[name]]:

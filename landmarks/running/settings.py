@@ -39,6 +39,12 @@ def _devices(value: str) -> str:
     return value
 
 
+def _store(value: str) -> str:
+    if value and not value.startswith(STORES):
+        raise ValueError(f"give a URL of {' or '.join(STORES)}")
+    return value
+
+
 def _csv(value: str) -> str:
     if value and (Path(value).suffix != ".csv" or Path(value).is_dir()):
         raise ValueError("give a file whose name ends in .csv, like submission.csv")
@@ -85,7 +91,7 @@ class RunSettings(Section):
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     devices: Annotated[str, BeforeValidator(str), AfterValidator(_devices)] = Field("1", exclude=True, title="N|all")
     """GPUs or TPU cores of this machine that share each batch, in training and embedding, on JAX (KERAS_BACKEND=jax)"""
-    store: str = Field("", exclude=True, title="URL")
+    store: Annotated[str, AfterValidator(_store)] = Field("", exclude=True, title="URL")
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""
     cluster: str = Field("", exclude=True, title="auto|ADDRESS")

@@ -30,6 +30,11 @@ def test_a_head_recognises_alone_whatever_the_recipe_has_beside_it():
         load(["--recognizer=head", "--beside=small-frozen"])
 
 
+def test_a_model_beside_is_made_on_the_same_machines():
+    (beside,) = load(["--cluster=auto", "--devices=2"]).beside()
+    assert (beside.run.cluster, beside.run.devices) == ("auto", "2")
+
+
 def test_every_shipped_recipe_is_valid():
     names = [path.stem for path in recipes.RECIPES.glob("*.toml")]
     published, small = (
@@ -129,6 +134,8 @@ WRONG = [
     (["--recognizer", "head", "--blend", "1"], "--blend and --penalty"),
     (["--recognizer", "head", "--penalty", "winners", "--non-landmarks", "ids.txt"], "--blend and --penalty"),
     (["--model-weights", "1,2,3"], "3 --model-weights for 2 models"),
+    (["--store", "/mnt/x"], r"--store: give a URL of s3:// or gs:// \(given: '/mnt/x'\)"),
+    (["--work", "nowhere,none", "--beside", "small-frozen"], "nowhere,none are several models already"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
 
@@ -146,6 +153,7 @@ def test_a_wrong_toml_is_named(tmp_path):
         "a = [": "mine.toml is not TOML",
         "image_size = 'x'": "mine.toml: image_size: .*given: 'x'",
         "loss = 'triplet'\nblend = 1": "no head.*beside what .*mine.toml says",
+        "store = 's3://bucket/run'": "mine.toml: store is for the command line, .*: --store s3://bucket/run",
     }.items():
         (tmp_path / "mine.toml").write_text(text)
         with pytest.raises(InputError, match=message):
