@@ -222,7 +222,7 @@ def failures(folder: Path, shards: int) -> None:
 
     def watch():
         while not ends.is_set():
-            for own in Path(tempfile.gettempdir(), "landmarks-cluster").glob("*"):
+            for own in Path(tempfile.gettempdir()).glob("landmarks-cluster-*/*"):
                 tars = sum(1 for _ in own.glob("*/mirror/*/*.tar*"))
                 peak[own] = max(peak[own], tars)
             time.sleep(0.005)

@@ -20,13 +20,12 @@ import numpy as np
 
 from landmarks.cluster.worker import Job, Made, Worker
 from landmarks.mirrors.base import Mirror
-from landmarks.mirrors.folder import FolderMirror
 from landmarks.mirrors.shards import TarShard
 from landmarks.mirrors.web import WebMirror
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
-from landmarks.running.settings import ROOT
+from landmarks.running.settings import ROOT, URLS
 from landmarks.running.skipped import record_rows
 
 CODE = ("*.py", "landmarks/**/*.py")  # what goes to the nodes; packages have to be there
@@ -86,7 +85,7 @@ def share(
     ray = connect(address)
     device, count = devices(ray.nodes())
     settings = {**mirror.settings.model_dump(), "max_damaged": 1.0}  # how many are damaged is seen here
-    source = str(mirror.folder.resolve()) if isinstance(mirror, FolderMirror) else mirror.name
+    source = mirror.name if mirror.name.startswith(URLS) else str(Path(mirror.name).resolve())
     slots = mirror.settings.ahead + 1
     cores = max(1, int(device["num_cpus"]))
     environment = {

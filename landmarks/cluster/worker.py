@@ -46,7 +46,8 @@ class Worker:
 
     def __init__(self, source: str, settings: dict[str, Any], split: str, work: str, cores: int):
         self.source, self.settings, self.split, self.work = source, MirrorSettings(**settings), split, work
-        self.folder, self._held = _own_folder(Path(tempfile.gettempdir()) / "landmarks-cluster")
+        # By user, since the system's temporary files are everybody's.
+        self.folder, self._held = _own_folder(Path(tempfile.gettempdir()) / f"landmarks-cluster-{os.getuid()}")
         threads.share = cores
         os.chdir(self.folder)  # Ray's own may be unpacked anew by another node of this machine
         self._device = threading.Lock()

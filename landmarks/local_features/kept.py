@@ -120,8 +120,10 @@ def keep_features(
                 for member in made.infolist():
                     file.writestr(zipfile.ZipInfo(member.filename), made.read(member))
 
-        elsewhere(todo, {name: files[name] for name in todo}, add)
-        todo = {}
+        here = set(todo).difference(mirror.shard_names(split))  # photos that were added to this work folder
+        away = {name: new for name, new in todo.items() if name not in here}
+        elsewhere(away, {name: files[name] for name in away}, add)
+        todo = {name: new for name, new in todo.items() if name in here}
     for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)

@@ -198,7 +198,7 @@ def test_a_mirror_at_a_url_comes_to_the_nodes_and_no_disk_has_more_than_two_shar
     def count(_):
         import tempfile
 
-        there = list(Path(tempfile.gettempdir()).glob("landmarks-cluster/*/*/mirror/test/*.tar*"))
+        there = list(Path(tempfile.gettempdir()).glob("landmarks-cluster-*/*/*/mirror/test/*.tar*"))
         with open(seen, "a") as file:
             file.write(f"{len(there)}\n")
         time.sleep(0.2)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import jpeg, make_mirror
 
 from landmarks.local_features import kept as kept_files
 from landmarks.local_features.kept import KeptFeatures, keep_features
 from landmarks.local_features.points import LocalFeatures, decode
+from landmarks.mirrors import added
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import FolderShard
 from landmarks.running import command
@@ -218,6 +220,23 @@ def test_a_photo_that_cannot_be_read_has_no_points_and_is_named(tmp_path, monkey
     }  # fmt: skip
     skipped = (tmp_path / "work/skipped.csv").read_text()
     assert "abce" in skipped and "gone" in skipped and "abcd" not in skipped and "abcf" not in skipped
+
+
+def test_photos_that_were_added_to_this_work_folder_are_not_looked_for_on_a_cluster(shard, tmp_path):
+    mirror, embedded, ids = shard
+    (tmp_path / "one.jpg").write_bytes(jpeg(90))
+    (identity,) = added.take_in(tmp_path, [str(tmp_path / "one.jpg")])[0].values()
+    table = pd.DataFrame({"id": [identity], "landmark_id": [7], "category": ["x"], "hash": [0], "url": ["one.jpg"]})
+    added.write(tmp_path, table.astype({"hash": "uint64"}))
+    path = tmp_path / "added/added.npz"
+    save_features(path, Features(np.array([identity]), np.ones((1, 2), "float16")))
+    counting, asked = Counting(), []
+    found = keep_features(
+        counting.open, added.WithAdded(mirror, tmp_path), "test", [*embedded, path], [ids[0], identity],
+        tmp_path / "local", size=512, work=tmp_path, elsewhere=lambda todo, files, add: asked.append((todo, files)),
+    )  # fmt: skip
+    assert asked == [({"images_000": [ids[0]]}, {"images_000": tmp_path / "local/test/images_000.npz"})]
+    assert set(found) == {identity} and counting.photos == 1
 
 
 def test_a_stop_leaves_no_half_file(shard, tmp_path, monkeypatch):
