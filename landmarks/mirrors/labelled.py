@@ -46,17 +46,19 @@ def listed(source: Path, unpacked: Path, label: str = "") -> list[Listed]:
     Raises:
         InputError: a file is of no such form, lacks a column, is damaged, or unpacks to far more than its size.
     """
-    packed = [source] if source.suffix in PACKED else [] if source.is_file() else _packed(source)
-    tables = [source] if source.is_file() and not packed else [] if packed else _tables(source)
+    is_file = source.is_file()
+    root = source.parent if is_file else source
+    packed = ([source] if source.suffix in PACKED else []) if is_file else _packed(source)
+    tables = [] if packed else [source] if is_file else _tables(source)
     found: list[Listed] = []
     for path in tables:
-        found += _of_table(path, label, source.parent if source.is_file() else source, source.is_file())
+        found += _of_table(path, label, root, is_file)
     size = sum(path.stat().st_size for path in packed)
     require_space(unpacked.parent, size, f"the photos in {source} take")
     write = _Unpacking(unpacked, 2 * size + SPARE)
     for path in Progress(packed, "unpack", unit=" files", disable=not packed):
-        name = path.relative_to(source.parent if source.is_file() else source).as_posix()
-        found += (_of_tar if path.suffix == ".tar" else _of_arrow)(path, name, label, write, source)
+        name = path.relative_to(root).as_posix()
+        found += (_of_tar if path.suffix == ".tar" else _of_arrow)(path, name, label, write, root)
     return found
 
 
@@ -171,7 +173,7 @@ def _of_tar(path: Path, name: str, label: str, write: Callable[[bytes], Path], r
                 place, slash, last = member.name.rpartition("/")
                 key, _, extension = last.partition(".")
                 sample, kind = f"{place}{slash}{key}", extension.lower()
-                if member.isdir() or not (f".{kind}" in SUFFIXES or kind in ("cls", "json", label)):
+                if member.isdir() or not (f".{kind}" in SUFFIXES or kind in (label or "cls", "json")):
                     continue
                 is_photo, origin, fault = f".{kind}" in SUFFIXES, f"{name}/{member.name}", ""
                 if not member.isreg() or member.sparse is not None:

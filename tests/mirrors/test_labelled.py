@@ -181,6 +181,35 @@ def test_a_list_of_ones_own_may_name_any_place(tmp_path):
     assert pd.read_csv(mirror.solution("recognition"))["landmarks"].isna().sum() == 2
 
 
+def found(source, tmp_path, **given):
+    """The label and the fault of each photo."""
+    return [(one.label, one.fault) for one in labelled.listed(source, tmp_path / "unpacked", **given)]
+
+
+def test_a_key_that_is_named_counts_and_not_the_number_beside_it(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "a.jpg", jpeg(1))
+        add(tar, "a.json", b'{"place": "Tower"}')
+        add(tar, "a.cls", b"17")
+    assert found(tmp_path / "x.tar", tmp_path, label="place") == [("Tower", "")]
+    assert found(tmp_path / "x.tar", tmp_path) == [("17", "")]
+
+
+def test_parquet_alone_and_a_folder_of_that_name(tmp_path):
+    """As Spark writes one; and photos that are in files beside the table."""
+    pa = pytest.importorskip("pyarrow", reason="pip install -r requirements-export.txt")
+    from pyarrow import parquet
+
+    (tmp_path / "set.parquet").mkdir()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for place in (tmp_path, tmp_path / "set.parquet"):
+        (place / "a.jpg").write_bytes(jpeg(1))
+        image = pa.array([{"bytes": None, "path": "a.jpg"}], kind)
+        parquet.write_table(pa.table({"image": image, "label": ["Tower"]}), place / "part-0.parquet")
+    assert found(tmp_path / "part-0.parquet", tmp_path) == [("Tower", "")]
+    assert found(tmp_path / "set.parquet", tmp_path) == [("Tower", "")]
+
+
 def test_tars_of_strangers(tmp_path):
     folder = from_webdataset(tmp_path / "tars")
     with tarfile.open(folder / "evil.tar", "w") as tar:
