@@ -162,7 +162,8 @@ def calibrate(
         judged = []  # by fold: a photo may be known in one and unknown in another
         serving = {"references": [file for group in references[-1:] for split in group.splits for file in files[split]]}
         for number, (truth, electors) in enumerate(groups):
-            within = run.model_copy(update={"work": folder / str(number)})
+            # Exact: each group would have lists of its own, which take longer to make than so few photos to search.
+            within = run.model_copy(update={"work": folder / str(number), "search": "exact"})
             sample = within.work / "judged.npz"
             write_features(there, set(truth.index), sample)
             theirs = [group._replace(serve=set(truth.index), splits=["references"]) for group in references[-1:]]

@@ -7,7 +7,7 @@ from conftest import write_features
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from landmarks.neighbours import probability
+from landmarks.neighbours import approximate, probability
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.neighbours.probability import Curve
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
@@ -200,7 +200,12 @@ def test_photos_are_recognised_by_the_others_and_verified(tmp_path, monkeypatch,
 
     monkeypatch.setattr(probability, "fit", fit)
     none, held_out = References({"train11"}, ["train"], set()), set(voters["id"]) - {"train0"}
-    settings = RunSettings(work=tmp_path), RecognitionSettings(non_landmark_share=0.3), VerificationSettings()
+    monkeypatch.setattr(approximate, "search", pytest.fail)  # it would make lists for each fold
+    settings = (
+        RunSettings(work=tmp_path, search="ivfpq"),
+        RecognitionSettings(non_landmark_share=0.3),
+        VerificationSettings(),
+    )
     given = *settings, files, voters, held_out, [], none, verify if verified else None
     assert probability.calibrate(*given) == probability.calibrate(*given) == Curve(2.0, 1.0, False)
     judged = sorted(held_out)
