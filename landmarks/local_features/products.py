@@ -7,6 +7,7 @@ from keras import ops
 
 from landmarks.local_features.points import LocalFeatures, Matching
 
+MOST = 2**28  # similarities at once, a gigabyte of them: more candidates are taken in several turns
 POINTS = 256  # photos are filled up to a multiple of so many points: back ends may compile anew for each shape
 
 
@@ -20,8 +21,12 @@ def match_all(photo: LocalFeatures, others: Sequence[LocalFeatures], how: Matchi
     rows = [row for row, other in enumerate(others) if min(len(photo.points), len(other.points)) > 1]
     if not rows:
         return found
-    count = 1 << (len(rows) - 1).bit_length()
     width = _filled(max(len(others[row].points) for row in rows))
+    at_once = max(1, MOST // (width * _filled(len(photo.points))))
+    if len(rows) > at_once:
+        parts = [others[begin : begin + at_once] for begin in range(0, len(others), at_once)]
+        return [pairs for part in parts for pairs in match_all(photo, part, how)]
+    count = 1 << (len(rows) - 1).bit_length()
     dimensions = photo.descriptors.shape[1]
     there = np.zeros((count, width, dimensions), np.float32)
     is_point = np.zeros((count, width), bool)

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from landmarks.local_features import products
 from landmarks.local_features.matching import match
 from landmarks.local_features.points import LocalFeatures, Matching, none_found
 from landmarks.local_features.products import match_all
@@ -47,3 +48,15 @@ def test_what_the_user_has_set_of_precision_is_left_behind():
             assert not experimental.tensor_float_32_execution_enabled()
         assert experimental.tensor_float_32_execution_enabled() == before
     experimental.enable_tensor_float_32_execution(True)
+
+
+def test_many_candidates_are_taken_in_turns(monkeypatch):
+    how, photo = Matching(0.95, 0.0, 4.0), features(0, 300)
+    others = [features(seed, 200, photo) for seed in range(1, 8)]
+    others.insert(3, none_found())
+    at_once = [pairs.tolist() for pairs in match_all(photo, others, how)]
+    largest, convert = [], products.ops.matmul
+    monkeypatch.setattr(products, "MOST", 3 * 512 * 256)
+    monkeypatch.setattr(products.ops, "matmul", lambda a, b: largest.append(b.shape[1]) or convert(a, b))
+    assert [pairs.tolist() for pairs in match_all(photo, others, how)] == at_once
+    assert max(largest) <= 4 * 256 and len(largest) > 1
