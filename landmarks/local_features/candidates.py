@@ -120,7 +120,7 @@ def features_of(
     taken = _size(here)
     one = max(taken / max(len(photos), 1), 1)
     beside = taken if here != there else 0
-    most = int((1e9 * settings.local_gigabytes - beside) / one)
+    most = max(0, int((1e9 * settings.local_gigabytes - beside) / one))
     wanted = list(dict.fromkeys([*(candidates if here == there else []), *by_need(candidates)]))
     if candidates and most <= (len(candidates) if here == there else 0):
         raise InputError(
@@ -129,6 +129,8 @@ def features_of(
         )
     spare = 1e9 * settings.local_gigabytes - beside - one * min(most, len(wanted))
     for folder in sorted(set((run.work / "local").glob("*/*")) - {here, there}):  # of other extractors and splits
+        if not folder.is_dir():  # what has been compared
+            continue
         if _size(folder) > spare:
             shutil.rmtree(folder)
         else:

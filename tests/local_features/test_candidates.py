@@ -7,7 +7,7 @@ from conftest import identity, recipe_with
 from PIL import Image
 
 from landmarks.local_features import decision
-from landmarks.local_features.candidates import by_need, kept_features, most_similar
+from landmarks.local_features.candidates import by_need, features_of, kept_features, most_similar
 from landmarks.local_features.points import LocalFeatures
 from landmarks.mirrors import build
 from landmarks.mirrors.open import open_mirror
@@ -182,5 +182,8 @@ def test_local_features_stay_within_the_disk_they_may_take(run, mirror, capsys):
     rerank(less, mirror, files, neighbours)  # for which the train photos' features go
     assert size_on_disk(less) <= 1.05e9 * less.verification.local_gigabytes
     assert {path.parent.name for path in recipe.run.work.glob("local/*/*/*.npz")} == {"test", "index"}
+    features_of(
+        less.run, recipe_with(less, local_gigabytes=one / 1e9).verification, mirror, files, ("test", "train"), {}
+    )
     with pytest.raises(InputError, match="9 test photos take .* GB, which leaves no room.*--local-gigabytes"):
         verify(recipe_with(recipe, local_gigabytes=5 * one / 1e9), mirror, files, found)
