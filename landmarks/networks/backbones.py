@@ -25,7 +25,8 @@ def find_backbone(name: str) -> Callable[..., keras.Model]:
     if name in applications:
         return getattr(keras.applications, name)
     close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
-    raise InputError(f"backbone {name!r} is not in keras.applications; did you mean {' or '.join(close)}?")
+    meant = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(f"backbone {name!r} is not in keras.applications{meant}")
 
 
 def resolved(settings: ModelSettings) -> ModelSettings:

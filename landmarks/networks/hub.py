@@ -136,7 +136,8 @@ def _why_not(preset: str, error: Exception) -> str:
         return f"{preset} is no folder of a KerasHub preset that loads ({reason})"
     if "://" not in preset and preset not in presets:
         close = get_close_matches(preset, presets, n=3, cutoff=0.3)
-        return f"preset {preset!r} is neither a folder nor one of KerasHub's; did you mean {' or '.join(close)}?"
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        return f"preset {preset!r} is neither a folder nor one of KerasHub's{meant}"
     handle = presets.get(preset, {}).get("kaggle_handle", preset)
     return (
         f"preset {preset} cannot be had ({type(error).__name__}: {reason}); without network bring its folder "
