@@ -120,9 +120,10 @@ def add(
 def remove(work: Path, ids: Collection[str], landmarks: Collection[str], everything: bool) -> None:
     """Take added photos out again: these, those of landmarks given by name or number, or all of them."""
     before = added.read(work)
+    there = set(before["id"])
     number = before["landmark_id"].astype("string").fillna("")
     goes = before["id"].isin(ids) | before["category"].isin(landmarks) | number.isin(landmarks) | everything
-    absent = [one for one in ids if one not in set(before["id"])]
+    absent = [one for one in dict.fromkeys(ids) if one not in there]
     absent += [one for one in landmarks if not (before["category"].eq(one) | number.eq(one)).any()]
     table = before[~goes]
     if goes.any():
