@@ -145,7 +145,8 @@ class MirrorSettings(Section):
     ahead: int = Field(1, ge=0)
     """shards to download at once while one is in use; at most this + 1 are on disk"""
     cache: str = Field("", title="FOLDER")
-    """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode"""
+    """keep train photos here, decoded to `image_size`, so that epochs after the first neither download nor decode; not
+    with triplets"""
     cache_size: float = Field(20, gt=0)
     """gigabytes that the cache may take; shards that find no room are read anew in each epoch"""
     strict_md5: bool = False
