@@ -55,8 +55,7 @@ def log(run: "Run") -> None:
         for section in run.settings.values() for name, value in section.items() if name not in known
     ]  # fmt: skip
     metrics = [mlflow.entities.Metric(*one) for one in (*_curves(run, note["mini_epochs"]), *_scores(run))]
-    for begin in range(0, max(len(metrics), 1), 1000):  # as many as a request may have
-        client.log_batch(note["run"], metrics[begin : begin + 1000], params if begin == 0 else [])
+    client.log_batch(note["run"], metrics, params)
     for path in sorted(path for pattern in ARTEFACTS for path in run.work.glob(pattern)):
         client.log_artifact(note["run"], str(path))
     client.set_terminated(note["run"])

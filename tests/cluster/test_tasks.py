@@ -236,3 +236,12 @@ def test_a_node_that_is_lost_leaves_its_shards_to_the_others(cluster, shards, tm
 def _until(log: Path, count: int) -> None:
     while not log.exists() or len(log.read_text().split()) < count:
         time.sleep(0.05)
+
+
+def test_a_shard_that_always_ends_its_process_ends_the_run(cluster, shards, tmp_path):
+    def die(name):
+        if name == "images_003":
+            os._exit(1)
+
+    with pytest.raises(InputError, match="test/images_003 could not be done on the cluster"):
+        share(cluster, FolderMirror(shards), tmp_path, die)

@@ -130,7 +130,7 @@ def test_two_runs_that_fill_one_cache_at_a_time_leave_whole_photos(tiny_mirror, 
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells which files are open")
-def test_a_cache_of_more_shards_than_files_may_be_open_is_read(tiny_mirror, tmp_path, decoded):
+def test_a_cache_of_more_shards_than_files_may_be_open_is_read(tiny_mirror, tmp_path):
     mirror = open_mirror(str(tiny_mirror))
     classes = mirror.train().set_index("id")["landmark_id"]
     names, cache = mirror.shard_names("train"), Cache(mirror, tmp_path, classes, 32, 1e9)
