@@ -30,6 +30,7 @@ from landmarks.running.skipped import record_rows
 
 CODE = ("*.py", "landmarks/**/*.py")  # what goes to the nodes; packages have to be there
 RETRIES = 3  # of a shard whose task fails, or whose node is lost, before the run ends
+LOST = 600  # seconds in which the workers that have a shard are lost again and again, before the run ends
 SHARED = {  # what a back end takes of a GPU's memory grows with its need, since processes of one machine may share it
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -102,6 +103,7 @@ def share(
     workers = [actor.remote(source, settings, split, str(work), cores) for _ in range(min(count, len(files)))]
     waiting = deque(files)
     flying: dict[Any, tuple[Any, str]] = {}
+    since: dict[str, float] = {}  # when a shard's worker was lost first, while there were devices
     resting: list[Any] = []  # actors whose node does not answer: Ray takes some seconds to know that it is lost
 
     def send(worker: Any) -> None:
@@ -128,6 +130,13 @@ def share(
                     worker, name = flying.pop(task)
                     made = _result(ray, task, f"{split}/{name}")
                     if made is None:
+                        if not _has_device(ray):
+                            since.clear()
+                        elif time.monotonic() - since.setdefault(name, time.monotonic()) > LOST:
+                            raise InputError(
+                                f"{split}/{name} could not be done on the cluster: each worker that has it ends, as "
+                                "where memory is short; run the same command again, finished shards are kept"
+                            )
                         waiting.append(name)
                         resting.append(worker)
                         continue
@@ -185,6 +194,13 @@ def devices(nodes: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
     if not cores_of:
         raise InputError("the cluster has neither a GPU nor a core to work on: add a node to it")
     return {"num_cpus": min(cores_of)}, sum(cores // min(cores_of) for cores in cores_of)
+
+
+def _has_device(ray: Any) -> bool:
+    try:
+        return bool(devices(ray.nodes()))
+    except InputError:
+        return False
 
 
 def _result(ray: Any, task: Any, shard: str) -> Made | None:

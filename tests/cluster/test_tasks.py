@@ -238,7 +238,9 @@ def _until(log: Path, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_shard_that_always_ends_its_process_ends_the_run(cluster, shards, tmp_path):
+def test_a_shard_that_always_ends_its_process_ends_the_run(cluster, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "LOST", 1)
+
     def die(name):
         if name == "images_003":
             os._exit(1)
