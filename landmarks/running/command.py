@@ -71,7 +71,8 @@ _warnings: dict[str, list[str]] = {}
 
 def warn(what: str, example: str = "") -> None:
     """Have it said when the run ends: once, with its first example and how many there were."""
-    _warnings.setdefault(what, []).append(example)
+    examples = _warnings.setdefault(what, [])
+    examples.append("" if examples else example)
 
 
 def _say_warnings() -> None:

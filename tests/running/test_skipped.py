@@ -4,7 +4,7 @@ import pytest
 from conftest import identity, jpeg
 
 from landmarks.mirrors.shards import TarShard, write_tar
-from landmarks.running import command
+from landmarks.running import command, skipped
 from landmarks.running.skipped import record_skipped, skipped_photos
 
 
@@ -30,6 +30,15 @@ def test_skipped_photos_are_recorded_once(shard, tmp_path, capsys):
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "\x1b" not in warning
     assert f"{tmp_path}/skipped.csv says, the first test,images_000," in warning and "(and 1 more)" in warning
+
+
+def test_what_other_shards_have_passed_over_is_not_read_again(tmp_path, monkeypatch):
+    record_skipped(tmp_path, "test", "images_000", [("abc1", "broken")])
+    monkeypatch.setattr(skipped, "read_rows", pytest.fail)
+    record_skipped(tmp_path, "test", "images_001", [("abc1", "broken")])
+    record_skipped(tmp_path, "test", "images_002", [])
+    lines = (tmp_path / "skipped.csv").read_text().splitlines()
+    assert lines[1:] == ["test,images_000,abc1,broken", "test,images_001,abc1,broken"]
 
 
 def test_a_line_that_a_kill_cut_is_written_again(tmp_path):
