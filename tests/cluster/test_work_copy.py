@@ -7,6 +7,7 @@ import pytest
 
 from landmarks.cluster import work_copy
 from landmarks.cluster.work_copy import Copy, fetched, kept
+from landmarks.mirrors import download as downloads
 from landmarks.mirrors import stores
 from landmarks.running.command import InputError, Stopped
 from landmarks.running.files import whole
@@ -66,7 +67,7 @@ def test_changes_and_deletions_go_both_ways_and_nothing_is_copied_twice(bucket, 
     assert contents(one) == contents(two) == {"a.txt": "22", "c.txt": "1", "d.txt": "2"}
     keep_up(one, bucket)
     assert uploads == ["a.txt", "d.txt"]
-    monkeypatch.setattr(work_copy, "download", lambda *_, **__: pytest.fail("downloaded again"))
+    monkeypatch.setattr(downloads, "download", lambda *_, **__: pytest.fail("downloaded again"))
     fetch(one, bucket)
     fetch(two, bucket)
 
@@ -124,17 +125,17 @@ def test_a_kill_while_it_is_fetched_is_gone_on_with(bucket, tmp_path, monkeypatc
     one, two = tmp_path / "one", tmp_path / "two"
     write(one, a_txt="1", b_txt="1")
     keep_up(one, bucket)
-    download = work_copy.download
+    download = downloads.download
 
     def die(url, path, **given):
         if not path.name.startswith("a"):
             raise KeyboardInterrupt
         return download(url, path, **given)
 
-    monkeypatch.setattr(work_copy, "download", die)
+    monkeypatch.setattr(downloads, "download", die)
     with pytest.raises(KeyboardInterrupt):
         fetch(two, bucket)
-    monkeypatch.setattr(work_copy, "download", download)
+    monkeypatch.setattr(downloads, "download", download)
     assert contents(fetch(two, bucket)) == contents(one)
 
 
