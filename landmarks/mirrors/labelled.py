@@ -19,7 +19,7 @@ from landmarks.mirrors.shards import MAX_PHOTO_BYTES, DamagedShard, read_members
 from landmarks.mirrors.survey import SUFFIXES, Listed, reason_to_pass_over
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_space
-from landmarks.running.progress import Progress
+from landmarks.running.progress import Progress, say
 
 LABELS = ("landmark_id", "landmark", "label", "category", "class")  # columns, the first that there is
 PATHS = ("file_name", "path", "file", "filename", "image", "photo")
@@ -50,6 +50,9 @@ def listed(source: Path, unpacked: Path, label: str = "") -> list[Listed]:
     root = source.parent if is_file else source
     packed = ([source] if source.suffix in PACKED else []) if is_file else _packed(source)
     tables = [] if packed else [source] if is_file else _tables(source)
+    if not is_file:  # where a stray one among folders of photos is taken for a dataset, that is seen
+        first, *others = packed or tables
+        say(f"photos and labels are those of {first}{f' and {len(others):,} more files' if others else ''} alone")
     found: list[Listed] = []
     for path in tables:
         found += _of_table(path, label, root, is_file)

@@ -210,6 +210,15 @@ def test_parquet_alone_and_a_folder_of_that_name(tmp_path):
     assert found(tmp_path / "set.parquet", tmp_path) == [("Tower", "")]
 
 
+def test_what_is_taken_for_a_dataset_is_said(tmp_path, capsys):
+    photos_in(tmp_path / "Tower", 4)
+    with tarfile.open(tmp_path / "Tower/old.tar", "w") as tar:
+        add(tar, "a.jpg", jpeg(1))
+    with pytest.raises(InputError, match="fewer than two landmarks"):
+        convert.import_folder(tmp_path, tmp_path.with_name("out"), None, seed=0)
+    assert f"photos and labels are those of {tmp_path}/Tower/old.tar alone" in capsys.readouterr().err
+
+
 def test_tars_of_strangers(tmp_path):
     folder = from_webdataset(tmp_path / "tars")
     with tarfile.open(folder / "evil.tar", "w") as tar:
