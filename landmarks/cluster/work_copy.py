@@ -95,6 +95,8 @@ class Copy:
         """Bring what is new in the store, and delete here what is there no more, where it has not changed here."""
         there = {name: version for name, version in self._ask(stores.listed).items() if _is_kept(name)}
         here, coming = self._here(), []
+        if not here.keys() & self.noted.keys():  # an emptied folder, whose note `rm -r WORK/*` leaves: not deletions
+            self.noted = {}
         for name, version in there.items():
             known = self.noted.get(name, [None, None, None])
             if known[0] in (version, PENDING) and known[1] != COMING:

@@ -30,6 +30,8 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 def _range(value: str) -> str:
     if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
         raise ValueError("give two numbers, like 0:17")
+    if value and int(value.split(":")[0]) >= int(value.split(":")[1]):
+        raise ValueError("give the smaller number first, like 0:17")
     return value
 
 

@@ -72,6 +72,18 @@ def test_changes_and_deletions_go_both_ways_and_nothing_is_copied_twice(bucket, 
     fetch(two, bucket)
 
 
+def test_a_folder_that_was_emptied_is_filled_again_and_its_copy_stays(bucket, tmp_path):
+    one = tmp_path / "one"
+    write(one, a_txt="1", b_txt="1")
+    keep_up(one, bucket)
+    for path in one.glob("*"):
+        if not path.name.startswith("."):  # as the shell's * leaves it
+            path.unlink()
+    fetch(one, bucket)
+    keep_up(one, bucket)
+    assert contents(one) == {"a.txt": "1", "b.txt": "1"} and set(stores.listed(bucket)) == {"a.txt", "b.txt"}
+
+
 def test_two_runs_that_share_the_work_leave_each_other_s_files(bucket, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write(one, model_keras="m")

@@ -114,6 +114,7 @@ WRONG = [
     (["--learning-rate-steps", "5=0.1"], "learning_rate_steps are for --schedule steps"),
     (["--time-limit", "soon"], "--time-limit.*soon"),
     (["--patience", "inf"], "--patience.*inf"),
+    (["--shards", "34:17"], r"--shards: give the smaller number first, like 0:17"),
     (["--shards", "3"], r"--shards: give two numbers, like 0:17 \(given: '3'\)"),
     (["--batch-size", "0"], "--batch-size"),
     (["--recipe", "nonesuch"], "nonesuch.*small"),
