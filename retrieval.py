@@ -176,15 +176,16 @@ def rank(recipe: Recipe, mirror: Mirror, files: dict[str, list[Path]], added: "A
 
 def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Path]]) -> "Neighbours":
     """The index photos nearest to each test photo, as many as are needed, by the settings that need embeddings."""
-    from landmarks.neighbours import approximate, expansion, neighbourhood
+    from landmarks.neighbours import approximate, distributed, expansion, neighbourhood
 
     queries, index, parts = files["test"], files["index"], run.index_parts
+    exact = distributed.chosen(run.cluster)
     if settings.database_augmentation:
         folder = run.work / "expanded/index"
-        index = expansion.expand(index, index, folder, settings.database_augmentation, parts=parts)
+        index = expansion.expand(index, index, folder, settings.database_augmentation, parts=parts, search=exact)
     if settings.query_expansion:
         folder = run.work / "expanded/test"
-        queries = expansion.expand(queries, index, folder, settings.query_expansion, parts=parts)
+        queries = expansion.expand(queries, index, folder, settings.query_expansion, parts=parts, search=exact)
     by_neighbours = settings.rerank_neighbours != "none"
     depth = max(
         submissions.MAX_NEIGHBOURS, settings.rerank * settings.rerank_depth, by_neighbours * settings.neighbours_depth
@@ -200,7 +201,7 @@ def find(run: RunSettings, settings: RetrievalSettings, files: dict[str, list[Pa
         )  # fmt: skip
     return neighbourhood.reciprocal(
         queries, index, found, settings.neighbours_depth, keep,
-        settings.reciprocal_count, settings.reciprocal_expansion, settings.reciprocal_weight, parts,
+        settings.reciprocal_count, settings.reciprocal_expansion, settings.reciprocal_weight, parts, exact,
     )  # fmt: skip
 
 

@@ -3,14 +3,16 @@
     python benchmarks/cluster.py scaling [--shards 6 --photos 256 --backbone EfficientNetLite0 --image-size 256]
     python benchmarks/cluster.py overhead [--shards 40 --megabytes 22]
     python benchmarks/cluster.py failures [--shards 500]
+    python benchmarks/cluster.py search [--photos 200000 --dimensions 512 --queries 16384]
 
-Nodes of one core each on this machine, by `ray.cluster_utils`; with `scaling` each is pinned to a core of its own. Each
-worker notes when it begins and ends a shard, so that the start of its process does not count.
+Nodes of one core each on this machine, by `ray.cluster_utils`; with `scaling` and `search` each is pinned to a core of
+its own. Each worker notes when it begins and ends a shard, so that the start of its process does not count.
 
 `scaling` embeds random JPEGs with one worker, with two, and without Ray on one core, in turns. `overhead` makes files
 as large as a GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker.
 `failures` embeds tiny shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed
-midway.
+midway. `search` finds the 100 nearest of random embeddings in features files: in this process on one core and on all, by
+one worker and by two, in turns. What a search of next to nothing takes, the start of the actors, is told apart.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +45,10 @@ from benchmarks.streaming import Quiet, make_mirror
 from landmarks.cluster import tasks
 from landmarks.cluster.worker import Worker
 from landmarks.mirrors.open import open_mirror
-from landmarks.neighbours import ensemble
+from landmarks.neighbours import distributed, ensemble
+from landmarks.neighbours import search as exact
 from landmarks.running import threads
+from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import from_flat
 
 FAILING = 0.05
@@ -126,20 +131,28 @@ def embed(recipe, address: str, split: str = "train") -> float:
     return time.monotonic() - began
 
 
-def alone(recipe) -> float:
-    """Seconds that a shard takes in this process, on one core, after the first."""
-    cores = os.sched_getaffinity(0)
+@contextmanager
+def on_cores(count: int):
+    """This process on so many cores, faiss too."""
+    cores = sorted(os.sched_getaffinity(0))
 
-    def pin(to: set[int]) -> None:
+    def pin(to: list[int]) -> None:
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), to)
 
-    pin({min(cores)})
-    threads.share = 1
+    pin(cores[:count])
+    threads.share = count
+    faiss.omp_set_num_threads(count)
     try:
-        embed(recipe, "")
+        yield
     finally:
         pin(cores)
+
+
+def alone(recipe) -> float:
+    """Seconds that a shard takes in this process, on one core, after the first."""
+    with on_cores(1):
+        embed(recipe, "")
     written = sorted(path.stat().st_mtime for path in (recipe.run.work / "features/train").glob("*.npz"))
     return (written[-1] - written[0]) / (len(written) - 1)
 
@@ -257,6 +270,52 @@ def failures(folder: Path, shards: int) -> None:
     print(f"{same} of {len(alone)} files are the same bytes as without Ray")
 
 
+def search(folder: Path, photos: int, dimensions: int, queries: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def write(name: str, count: int, files: int) -> list[Path]:
+        paths = [folder / f"{name}-{number:03}.npz" for number in range(files)]
+        for path, rows in zip(paths, np.array_split(np.arange(count), files), strict=True):
+            embeddings = rng.standard_normal((len(rows), dimensions), np.float32)
+            embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+            save_features(path, Features(np.array([f"{row:016x}" for row in rows]), embeddings.astype(np.float16)))
+        return paths
+
+    files, few = (write("query", queries, 4), write("index", photos, 24)), (write("a", 100, 2), write("b", 100, 2))
+    found: dict[str, exact.Neighbours] = {}
+    rates: dict[str, list[float]] = {}
+    distributed.WORTH = 0
+    ways = {"1 core": 1, "all cores": len(os.sched_getaffinity(0)), "1 worker": 1, "2 workers": 2}
+
+    def timed(find: Callable, *arguments) -> float:
+        began = time.monotonic()
+        found[way] = find(*arguments, 100, 6)
+        return time.monotonic() - began
+
+    for turn in range(2):
+        for way in list(ways)[:: 1 - 2 * turn]:
+            start = 0.0
+            if "core" in way:
+                with on_cores(ways[way]):
+                    seconds = timed(exact.search, *files)
+            else:
+                with cluster_of(ways[way], True, folder) as cluster:
+                    find = partial(distributed.search, address=cluster.address)
+                    timed(find, *few)  # Ray unpacks the code on the nodes
+                    start = timed(find, *few)
+                    seconds = timed(find, *files)
+            rates.setdefault(way, []).append(queries / (seconds - start))
+            print(f"{way}: {seconds:.1f} s, of them {start:.1f} s the start, {load()}", flush=True)
+    for way, those in rates.items():
+        same = all(map(np.array_equal, found[way][2:4], found["1 core"][2:4]))
+        rate = float(np.mean(those))
+        print(
+            f"{way}: {rate:.0f} queries/s but for the start, {rate * photos * dimensions / 1e9:.1f} billion multiply-adds "
+            f"a second; similarities and positions are {'' if same else 'NOT '}those of 1 core"
+        )
+    print(f"2 workers of one core: {np.mean(rates['2 workers']) / np.mean(rates['1 worker']):.2f} times one")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -265,13 +324,16 @@ def main() -> None:
         ("scaling", {"shards": 6, "photos": 256, "backbone": "EfficientNetLite0", "image_size": 256}),
         ("overhead", {"shards": 40, "megabytes": 22}),
         ("failures", {"shards": 500}),
+        ("search", {"photos": 200_000, "dimensions": 512, "queries": 16_384}),
     ):
         one = commands.add_parser(name)
         for argument, default in given.items():
             one.add_argument(f"--{argument.replace('_', '-')}", type=type(default), default=default)
     arguments = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:
-        actions: dict[str, Callable[..., None]] = {"scaling": scaling, "overhead": overhead, "failures": failures}
+        actions: dict[str, Callable[..., None]] = {
+            "scaling": scaling, "overhead": overhead, "failures": failures, "search": search,
+        }  # fmt: skip
         actions[arguments.pop("command")](Path(folder), **arguments)
 
 

@@ -88,19 +88,10 @@ def share(
     settings = {**mirror.settings.model_dump(), "max_damaged": 1.0}  # how many are damaged is seen here
     source = mirror.name if mirror.name.startswith(URLS) else str(Path(mirror.name).resolve())
     slots = mirror.settings.ahead + 1
-    cores = max(1, int(device["num_cpus"]))
-    environment = {
-        "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
-        "TF_NUM_INTEROP_THREADS": "1",
-        "TF_NUM_INTRAOP_THREADS": str(cores),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        **SHARED,
-    }
-    actor = ray.remote(Worker).options(
-        **device, max_restarts=-1, max_concurrency=slots, runtime_env={"env_vars": environment}
-    )
+    actor = ray.remote(Worker).options(**options(device, slots))
     job = [ray.put(open_job)]  # in a list, so that an actor gets it when it has none yet
-    workers = [actor.remote(source, settings, split, str(work), cores) for _ in range(min(count, len(files)))]
+    given = source, settings, split, str(work), cores_of(device)
+    workers = [actor.remote(*given) for _ in range(min(count, len(files)))]
     waiting = deque(files)
     flying: dict[Any, tuple[Any, str]] = {}
     since: dict[str, float] = {}  # when a shard's worker was lost first, while there were devices
@@ -190,10 +181,26 @@ def devices(nodes: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
     if with_gpu:
         cores = min(one.get("CPU", 0) // one["GPU"] for one in with_gpu)
         return {"num_gpus": 1, "num_cpus": cores}, int(sum(one["GPU"] for one in with_gpu))
-    cores_of = [int(one["CPU"]) for one in there if one.get("CPU", 0) >= 1]
-    if not cores_of:
+    of_nodes = [int(one["CPU"]) for one in there if one.get("CPU", 0) >= 1]
+    if not of_nodes:
         raise InputError("the cluster has neither a GPU nor a core to work on: add a node to it")
-    return {"num_cpus": min(cores_of)}, sum(cores // min(cores_of) for cores in cores_of)
+    return {"num_cpus": min(of_nodes)}, sum(cores // min(of_nodes) for cores in of_nodes)
+
+
+def cores_of(device: dict[str, float]) -> int:
+    return max(1, int(device["num_cpus"]))
+
+
+def options(device: dict[str, float], slots: int) -> dict[str, Any]:
+    """Ray's, of an actor that holds a device and does so many tasks at a time; a lost one starts again elsewhere."""
+    environment = {
+        "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": str(cores_of(device)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **SHARED,
+    }
+    return {**device, "max_restarts": -1, "max_concurrency": slots, "runtime_env": {"env_vars": environment}}
 
 
 def _has_device(ray: Any) -> bool:
@@ -210,13 +217,18 @@ def _result(ray: Any, task: Any, shard: str) -> Made | None:
     except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
         return None
     except ray.exceptions.RayError as error:
-        reason = [line for line in str(error).splitlines() if line.strip()][-1].strip()
         raise InputError(
-            f"{shard} could not be done on the cluster: {reason}; run the same command again, finished shards are kept"
+            f"{shard} could not be done on the cluster: {reason(error)}; run the same command again, finished shards "
+            "are kept"
         ) from error
     if made.error:
         raise InputError(made.error)
     return made
+
+
+def reason(error: Exception) -> str:
+    """The last line of what Ray tells, which has the traceback of the node."""
+    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
 
 
 def _note(made: Made, mirror: Mirror, split: str, name: str, work: Path) -> None:

@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 import pandas as pd
 
+from landmarks.neighbours import distributed
 from landmarks.neighbours import search as exact
 from landmarks.neighbours.search import BATCH, Neighbours, Part, Query, Search, embeddings_of, outlines_of
 from landmarks.running.arrays import digest, open_npz
@@ -40,8 +41,8 @@ PAIRS = 2**25  # of queries and candidates at once: 0.7 GB of positions, similar
 
 
 def chosen(run: RunSettings) -> Search:
-    """The search that the setting `search` names."""
-    return exact.search if run.search == "exact" else partial(search, codes=run.work / LISTS)
+    """The search that the settings `search` and `cluster` name; the approximate one is this process' alone."""
+    return distributed.chosen(run.cluster) if run.search == "exact" else partial(search, codes=run.work / LISTS)
 
 
 def search(
@@ -210,13 +211,8 @@ def _bring_in(query: Query, similarities: np.ndarray, candidates: np.ndarray, st
     for first in range(0, len(similarities), BATCH):
         rows = slice(first, first + BATCH)
         best = np.argsort(-similarities[rows], axis=1)[:, :k]
-        places = np.take_along_axis(candidates[rows], best, axis=1)
-        places[places >= 0] += start
-        query.similarities[rows], query.positions[rows] = faiss.merge_knn_results(
-            np.stack([query.similarities[rows], np.take_along_axis(similarities[rows], best, axis=1)]),
-            np.stack([query.positions[rows], places]).astype(np.int64),
-            keep_max=True,
-        )
+        found, places = (np.take_along_axis(all_[rows], best, axis=1) for all_ in (similarities, candidates))
+        exact.bring_in(query, rows, found, places, start)
 
 
 def _read(path: Path, made_from: str) -> dict[str, np.ndarray] | None:

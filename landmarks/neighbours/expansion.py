@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.neighbours.search import search, split_evenly
+from landmarks.neighbours.search import Neighbours, Search, split_evenly
+from landmarks.neighbours.search import search as exact_search
 from landmarks.running.command import check_stop
 from landmarks.running.features_file import is_whole, load_features, save_features
 from landmarks.running.files import prepare_folder
@@ -13,7 +14,13 @@ from landmarks.running.progress import Progress
 
 
 def expand(
-    files: list[Path], index_files: list[Path], folder: Path, count: int, alpha: float = 3.0, parts: int = 1
+    files: list[Path],
+    index_files: list[Path],
+    folder: Path,
+    count: int,
+    alpha: float = 3.0,
+    parts: int = 1,
+    search: Search = exact_search,
 ) -> list[Path]:
     """Replace each embedding by the L2-normalised sum of itself and similarity**alpha times its `count` nearest ones.
 
@@ -37,14 +44,16 @@ def expand(
     for group in Progress(groups, f"expand into {folder}", unit=" parts"):
         todo = [path for path in group if not is_whole(folder / path.name)]
         if todo:
-            _expand(todo, index_files, folder, count, alpha, parts)
+            depth = count + 1  # as a photo may find itself
+            neighbours = search(todo, index_files, depth, parts, keep=folder / "neighbours")
+            _expand(todo, index_files, folder, count, alpha, neighbours)
     shutil.rmtree(folder / "neighbours", ignore_errors=True)
     return [folder / path.name for path in files]
 
 
-def _expand(files: list[Path], index_files: list[Path], folder: Path, count: int, alpha: float, parts: int) -> None:
-    depth = count + 1  # as a photo may find itself
-    neighbours = search(files, index_files, depth, parts, keep=folder / "neighbours")
+def _expand(
+    files: list[Path], index_files: list[Path], folder: Path, count: int, alpha: float, neighbours: Neighbours
+) -> None:
     old = [load_features(path) for path in files]
     embeddings = np.concatenate([features.embeddings for features in old], dtype=np.float32)
     others = np.append(neighbours.index_ids, "")[neighbours.positions] != neighbours.query_ids[:, None]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.neighbours.search import Neighbours, delete_others, keep_result, read_kept, search
+from landmarks.neighbours.search import Neighbours, Search, delete_others, keep_result, read_kept
+from landmarks.neighbours.search import search as exact_search
 from landmarks.running.command import check_stop
 from landmarks.running.features_file import load_features, outline
 from landmarks.running.progress import Progress
@@ -60,7 +61,7 @@ def refine(query: np.ndarray, photos: np.ndarray, count: int, weight: float) -> 
 
 def reciprocal(
     query_files: list[Path], index_files: list[Path], neighbours: Neighbours, depth: int, keep: Path,
-    count: int = 10, expansion: int = 3, weight: float = 0.3, parts: int = 1,
+    count: int = 10, expansion: int = 3, weight: float = 0.3, parts: int = 1, search: Search = exact_search,
 ) -> Neighbours:  # fmt: skip
     """Re-rank each query's best `depth` by how many neighbours it shares with each: k-reciprocal encoding.
 

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from landmarks.running.threads import cores
 
 faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
+
+
+by_faiss = partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class Neighbours(NamedTuple):
@@ -62,7 +66,10 @@ def scan_all(part: Part, queries: list[Query], bar: Progress) -> Iterator[int]:
     """The exact scan: all pairs, with the part in memory as float32."""
     _read_part(part.files, embeddings := np.empty((part.photos, part.dimension), np.float32))
     for number, query in enumerate(queries):
-        _search_file(query.path, embeddings, part.start, query.similarities, query.positions, bar)
+        stop = 0
+        for found, places in nearest(embeddings_of(query.path), embeddings, query.positions.shape[1]):
+            bring_in(query, slice(stop, stop := stop + len(places)), found, places, part.start)
+            bar.update(len(places) * part.photos)
         yield number
 
 
@@ -173,9 +180,7 @@ class Index:
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # faiss shares even one query out among its threads, and is the slower for it
         try:
-            similarities, places = faiss.knn(
-                queries.embeddings.astype(np.float32), self._embeddings, k, metric=faiss.METRIC_INNER_PRODUCT
-            )
+            similarities, places = by_faiss(queries.embeddings.astype(np.float32), self._embeddings, k)
         finally:
             faiss.omp_set_num_threads(threads)
         positions = places.astype(np.int32)
@@ -241,33 +246,28 @@ def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -
         part[size : (size := size + len(embeddings))] = embeddings
 
 
-def _search_file(
-    path: Path, part: np.ndarray, start: int, similarities: np.ndarray, positions: np.ndarray, bar: Progress
-) -> None:
-    """Bring the nearest photos of a part, which begins at the position `start`, into the result of a query file."""
-    embeddings = embeddings_of(path)
-    knn, batches = _faiss_knn, len(embeddings) // BATCH + 1  # faiss is slow on a last one of under 20
-    if _accelerated():
+def nearest(queries: np.ndarray, part: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Similarities (n, k) and places (n, k) of the photos of a part, (N, D) float32, for one batch after another."""
+    knn, batches = by_faiss, len(queries) // BATCH + 1  # faiss is slow on a last one of under 20
+    if accelerated():
         from landmarks.neighbours.tiles import knn
 
         batches = 1  # a tile of the index is on the device once
-    stop = 0
-    for batch in np.array_split(embeddings, batches):
+    for batch in np.array_split(queries, batches):
         check_stop()
-        rows = slice(stop, stop := stop + len(batch))
-        found, places = knn(batch.astype(np.float32), part, similarities.shape[1])
-        places[places >= 0] += start
-        similarities[rows], positions[rows] = faiss.merge_knn_results(
-            np.stack([similarities[rows], found]), np.stack([positions[rows], places]), keep_max=True
-        )
-        bar.update(len(batch) * len(part))
+        yield knn(batch.astype(np.float32), part, k)
 
 
-def _faiss_knn(queries: np.ndarray, photos: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return faiss.knn(queries, photos, k, metric=faiss.METRIC_INNER_PRODUCT)
+def bring_in(query: Query, rows: slice, similarities: np.ndarray, places: np.ndarray, start: int) -> None:
+    """Take what was found in a part, which begins at the position `start`, into what some queries have so far."""
+    query.similarities[rows], query.positions[rows] = faiss.merge_knn_results(
+        np.stack([query.similarities[rows], similarities]),
+        np.stack([query.positions[rows], np.where(places < 0, -1, places + start)], dtype=np.int64),
+        keep_max=True,
+    )
 
 
-def _accelerated() -> bool:
+def accelerated() -> bool:
     """Whether Keras, which is there where photos were embedded, has an accelerator."""
     if "keras" not in sys.modules:
         return False

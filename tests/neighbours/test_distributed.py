@@ -1,0 +1,214 @@
+"""On a cluster of several nodes, all on this machine: what is found is what one machine finds."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import recipe_with
+from searches import random_embeddings, write
+
+from landmarks.cluster import tasks
+from landmarks.neighbours import approximate, distributed
+from landmarks.neighbours import search as exact
+from landmarks.running import command
+from landmarks.running.command import InputError, Stopped
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray and what it takes, in its own processes and threads
+
+K = 100
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without cores, and two nodes of one core each."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[list[Path], list[Path]]:
+    """Queries and an index of several files, one of them empty, with a photo that is there five times."""
+    folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(0)
+    index = [random_embeddings(rng, count, 64) for count in (700, 1, 300, 0, 450, 40, 500)]
+    for file in (0, 2, 4, 5, 6):
+        index[file][7] = index[0][7]
+    queries = [random_embeddings(rng, count, 64) for count in (1100, 3, 0, 200, 90)]
+    queries[3][5] = index[0][7]
+    return (
+        [write(folder, f"query{n}", file) for n, file in enumerate(queries)],
+        [write(folder, f"index{n}", file) for n, file in enumerate(index)],
+    )
+
+
+@pytest.fixture(autouse=True)
+def all_are_worth_it(monkeypatch):
+    monkeypatch.setattr(distributed, "WORTH", 0)
+
+
+def require_same(found, expected) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("parts", [2, 6])
+def test_finds_what_one_machine_finds_in_as_many_parts(cluster, files, parts):
+    wanted = pd.Index([f"index{n}-{row}" for n in range(7) for row in range(500) if (n + row) % 3])
+    for some in (None, wanted):
+        found = distributed.search(*files, K, parts, some, address=cluster.address)
+        require_same(found, exact.search(*files, K, parts, some))
+
+
+def test_parts_are_as_many_for_each_device_and_more_places_than_photos_are_left_over(cluster, files):
+    queries, index = files
+    found = distributed.search(queries, index[1:3], 400, 1, address=cluster.address)
+    require_same(found, exact.search(queries, index[1:3], 400, 2))
+    assert (found.positions[:, 301:] == -1).all()
+
+
+def test_a_part_goes_only_to_a_device_that_lacks_it_and_each_holds_one(cluster, files, monkeypatch):
+    sent = []
+
+    def fill(self, device):
+        sent.append([str(path) for path, _ in self.parts[device.part].files])
+        return before(self, device)
+
+    before = distributed.Round._fill
+    monkeypatch.setattr(distributed.Round, "_fill", fill)
+    distributed.search(*files, K, 4, address=cluster.address)
+    photos = [sum(int(path[-5]) != 3 for path in part) for part in sent]  # files; the fourth is empty
+    assert sorted(path for part in sent for path in part) == [str(path) for path in files[1] if path.stem != "index3"]
+    assert len(sent) <= 4 and max(photos) < 6
+
+
+def test_what_a_stopped_search_has_found_is_kept_for_a_cluster_and_for_one_machine(
+    cluster, files, tmp_path, monkeypatch
+):
+    expected = exact.search(*files, K, 6)
+    finished = []
+
+    def keep_result(path, *found):
+        before(path, *found)
+        finished.append(path)
+        if len(finished) in (3, 7):
+            command.stop_event.set()
+
+    before = exact.keep_result
+    monkeypatch.setattr(exact, "keep_result", keep_result)
+    for by in (distributed.chosen(cluster.address), distributed.chosen(cluster.address), exact.search):
+        try:
+            require_same(by(*files, K, 6, keep=tmp_path), expected)
+            break
+        except Stopped:
+            command.stop_event.clear()
+    assert by is exact.search
+    assert len(finished) <= 7 + 5 * 4  # the last round, of two parts for one machine, is all that may be left
+
+
+def test_a_node_that_is_lost_leaves_its_part_to_the_others(cluster, files, monkeypatch):
+    lost, killed = cluster.add_node(num_cpus=1), []
+
+    def bring_in(*arguments):
+        if not killed:
+            killed.append(time.monotonic())
+            cluster.remove_node(lost, allow_graceful=False)
+        before(*arguments)
+
+    expected, before = exact.search(*files, K, 3), exact.bring_in
+    fills = []
+
+    def fill(self, device):
+        fills.append(device.part)
+        return fill_before(self, device)
+
+    fill_before = distributed.Round._fill
+    monkeypatch.setattr(distributed.Round, "_fill", fill)
+    monkeypatch.setattr(exact, "bring_in", bring_in)
+    monkeypatch.setattr(distributed, "AHEAD", 1)
+    require_same(distributed.search(*files, K, 3, address=cluster.address), expected)
+    assert len(fills) == 3 + 1
+
+
+class Dying(distributed.Worker):
+    """Whose process ends when it is first asked, or each time."""
+
+    mark, always = Path(), False
+
+    def nearest(self, name, queries, k):
+        if self.always or not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
+        return super().nearest(name, queries, k)
+
+
+class Failing(Dying):
+    def nearest(self, name, queries, k):
+        if self.always or not self.mark.exists():
+            self.mark.touch()
+            raise RuntimeError("no such luck")
+        return distributed.Worker.nearest(self, name, queries, k)
+
+
+@pytest.mark.parametrize("kind", [Dying, Failing])
+def test_a_part_that_was_lost_is_sent_again(cluster, files, tmp_path, monkeypatch, kind):
+    by_value()
+    monkeypatch.setattr(distributed, "Worker", type("Once", (kind,), {"mark": tmp_path / "mark"}))
+    require_same(distributed.search(*files, K, 2, address=cluster.address), exact.search(*files, K, 2))
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_part_that_always_fails_ends_the_run_in_a_line(cluster, files, tmp_path, monkeypatch):
+    by_value()
+    monkeypatch.setattr(distributed, "Worker", type("Never", (Failing,), {"always": True, "mark": tmp_path / "mark"}))
+    with pytest.raises(InputError, match="could not be searched on the cluster: .*no such luck; run the same command"):
+        distributed.search(*files, K, 2, address=cluster.address)
+
+
+def test_a_stop_ends_the_actors(cluster, files, tmp_path, monkeypatch):
+    by_value()
+
+    def nearest(self, *_):
+        (tmp_path / "began").touch()
+        time.sleep(600)
+
+    def stop():
+        while not (tmp_path / "began").exists():
+            time.sleep(0.1)
+        command.stop_event.set()
+
+    monkeypatch.setattr(distributed, "Worker", type("Slow", (distributed.Worker,), {"nearest": nearest}))
+    threading.Thread(target=stop).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        distributed.search(*files, K, 2, address=cluster.address)
+    assert time.monotonic() - began < 300
+
+
+def by_value() -> None:
+    """The nodes have no tests."""
+    import sys
+
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def test_small_searches_and_those_without_a_cluster_stay_here(files, monkeypatch):
+    monkeypatch.setattr(distributed, "WORTH", 1)
+    monkeypatch.setattr(tasks, "connect", None)
+    require_same(distributed.search(*files, K, 6, address="auto"), exact.search(*files, K, 6))
+    with pytest.raises(InputError, match="no features files to search"):
+        distributed.search([], [], 1, address="auto")
+    assert approximate.chosen(recipe_with().run) is exact.search
+    assert approximate.chosen(recipe_with(cluster="auto").run).func is distributed.search
+    assert approximate.chosen(recipe_with(cluster="auto", search="ivfpq").run).func is approximate.search
