@@ -5,7 +5,7 @@
 recognition.py and retrieval.py together, on an empty work folder. Without --device it is this machine, whose speed at
 the recipe's network is measured, in seconds. Machines of other kinds have the rates that landmarks/training/rates.toml
 tells, each measured or estimated. The public mirror is known without asking for it. The machines share the shards of
-what is embedded; one of them trains and searches.
+what is embedded, and exact searches; one of them trains.
 """
 
 import argparse
@@ -59,7 +59,10 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
     machine = plan.Machine(decoded, megabytes * 1e6, products, has_accelerator)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
-        needs = forecast.needs(one.model, one.training, one.embedding, counts.learnt, counts.classes, seen)
+        needs = forecast.needs(
+            one.model, one.training, one.embedding, counts.learnt, counts.classes, seen, counts.shards["train"],
+            bool(one.run.beside), has_accelerator,
+        )  # fmt: skip
         dimensions += needs.dimensions
         size, batch = one.model.image_size, one.training.batch_size
         if name == "here":
@@ -75,7 +78,7 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
         stages += plan.network_stages(
             needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached
         )
-    stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval)
+    stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval, machines)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
     stages.append(plan.Stage("start", 2 * plan.START, "Keras", 1))
 

@@ -158,7 +158,8 @@ def foretell(recipe: Recipe, mirror: Mirror) -> None:
     landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
     learnt = int(photos["landmark_id"].isin(landmarks).sum())
     seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
-    needs = [forecast(one.model, one.training, one.embedding, learnt, len(landmarks), seen) for one in new]
+    counts = learnt, len(landmarks), seen, len(mirror.shard_names("train"))
+    needs = [forecast(one.model, one.training, one.embedding, *counts, bool(one.run.beside)) for one in new]
     training, embedding, disk = map(sum, zip(*needs, strict=True))
     trains = f"{time_of(training)} to train on {learnt:,} photos and " if training else ""
     print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")

@@ -11,8 +11,8 @@ its own. Each worker notes when it begins and ends a shard, so that the start of
 `scaling` embeds random JPEGs with one worker, with two, and without Ray on one core, in turns. `overhead` makes files
 as large as a GLDv2 shard's features (8,192 photos x 1,280 x float16) by doing nothing, here and on one worker.
 `failures` embeds tiny shards from a loopback web server on three workers: of the tasks 5 % fail, and one node is killed
-midway. `search` finds the 100 nearest of random embeddings in features files: in this process on one core and on all, by
-one worker and by two, in turns. What a search of next to nothing takes, the start of the actors, is told apart.
+midway. `search` finds the 100 nearest of random embeddings in features files: in this process on one core and on all,
+by one worker and by two, in turns. What a search of next to nothing takes, the start of the actors, is told apart.
 """
 
 import argparse
@@ -310,8 +310,8 @@ def search(folder: Path, photos: int, dimensions: int, queries: int) -> None:
         same = all(map(np.array_equal, found[way][2:4], found["1 core"][2:4]))
         rate = float(np.mean(those))
         print(
-            f"{way}: {rate:.0f} queries/s but for the start, {rate * photos * dimensions / 1e9:.1f} billion multiply-adds "
-            f"a second; similarities and positions are {'' if same else 'NOT '}those of 1 core"
+            f"{way}: {rate:.0f} queries/s but for the start, {rate * photos * dimensions / 1e9:.1f} billion products a "
+            f"second; similarities and positions are {'' if same else 'NOT '}those of 1 core"
         )
     print(f"2 workers of one core: {np.mean(rates['2 workers']) / np.mean(rates['1 worker']):.2f} times one")
 

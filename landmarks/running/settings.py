@@ -97,9 +97,9 @@ class RunSettings(Section):
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""
     cluster: str = Field("", exclude=True, title="auto|ADDRESS")
-    """a Ray cluster that embeds the shards, and finds their local features, each on whichever device is free: its
-    address, or auto for the one that this machine is part of, or else all devices of this machine; empty: this process
-    alone"""
+    """a Ray cluster that embeds the shards, finds their local features, and searches exactly, each device a part of the
+    index: its address, or auto for the one that this machine is part of, or else all devices of this machine; empty:
+    this process alone"""
     checkpoint_minutes: float = Field(0, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     track: Literal["none", "mlflow"] = "none"

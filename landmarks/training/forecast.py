@@ -10,9 +10,14 @@ import numpy as np
 import model as models
 from landmarks.networks import engines
 from landmarks.networks.backbones import resolved
+from landmarks.networks.devices import accelerated
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
+from landmarks.training import start
 
-TRAINED = 3  # a step of training takes as long as this many forward passes: going back takes two
+# How many passes as they embed a step of training takes for a photo, and looking at a held-out one: on an accelerator
+# going back takes two; on a processor (ResNet50 and EfficientNetLite0) only embedding has its normalisations folded.
+TRAINED, VALIDATED = {True: 3.0, False: 4.2}, {True: 1.0, False: 1.4}
+HELD_OUT = 1 / 5  # of the photos, where there are too few shards to hold one out
 ADAM = 3  # a checkpoint holds each weight and its two moments
 BATCHES = 3  # that a pass is timed by
 BYTES = 4  # a weight's; an embedding's number takes half of it
@@ -30,7 +35,8 @@ class Needs(NamedTuple):
     """What a run of one model needs on any machine; a pass is one of its backbone over a photo of its image size."""
 
     network: keras.Model  # without head, as it is timed
-    trained: float  # passes for each photo that is learnt from, over all epochs
+    trained: float  # passes to learn in all
+    validated: float  # and to look at held-out photos meanwhile, and at its end
     embedded: float  # passes for each photo that is embedded
     dimensions: int  # of an embedding
     unwhitened: int  # those before any whitening
@@ -39,13 +45,23 @@ class Needs(NamedTuple):
 
 
 def needs(
-    model: ModelSettings, training: TrainingSettings, embedding: EmbeddingSettings, learnt: int, classes: int, seen: int
+    model: ModelSettings,
+    training: TrainingSettings,
+    embedding: EmbeddingSettings,
+    chosen: int,
+    classes: int,
+    seen: int,
+    shards: int,
+    beside: bool,
+    has_accelerator: bool,
 ) -> Needs:
     """Of one model; what takes no network is not in it: downloads, searches, local features.
 
     Args:
-        learnt, classes: train photos and landmarks that are learnt from.
+        chosen, classes: train photos and landmarks to learn from; of the photos some are held out.
         seen: photos that are embedded.
+        shards: of the train photos.
+        beside: whether another model stands beside it, so that it is not compared with its first weights.
     """
     bare = resolved(model).model_copy(update={"loss": "none", "embedding_size": 0, "weights": "none"})
     network = models.build_model(0, bare, training.seed)
@@ -55,14 +71,24 @@ def needs(
     if embedding.scale_pooling == "side_by_side":
         dimensions *= len(embedding.scales)
     kept = embedding.dimensions or dimensions
-    numbers = seen * kept + learnt * dimensions * (embedding.whitening != "none")
+    numbers = seen * kept + chosen * dimensions * (embedding.whitening != "none")
     if training.bottleneck_epochs:
-        numbers += learnt * math.prod(backbone(network).compute_output_shape((1, *[model.image_size] * 2, 3)))
+        numbers += chosen * math.prod(backbone(network).compute_output_shape((1, *[model.image_size] * 2, 3)))
     views = sum(scale**2 for scale in embedding.scales) * (2 if embedding.mirrored else 1)
-    passes = training.epochs * TRAINED * model.crop**2 + bool(training.bottleneck_epochs)
+    held_shards = training.validation_shards if training.validation_shards < shards else 0
+    held = chosen * (held_shards / shards if held_shards or not training.validation_shards else HELD_OUT)
+    learnt, looked_at = chosen - held, min(held, training.validation_images)
+    mini_epochs = training.epochs * (1 if model.loss == "triplet" else shards - held_shards)
+    compared = 0.0
+    if held and training.compare_start and not beside and model.weights != "none":
+        compared = min(start.PHOTOS, learnt) * (1 + (embedding.whitening != "none")) + 2 * looked_at
+    passes = training.epochs * TRAINED[has_accelerator] * model.crop**2 + bool(training.bottleneck_epochs)
+    validated = (looked_at * mini_epochs + compared) * VALIDATED[has_accelerator]
     is_trained = model.loss != "none"
     disk = BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers
-    return Needs(network, passes * is_trained, views, kept, dimensions, weights, disk)
+    return Needs(
+        network, learnt * passes * is_trained, validated * is_trained, views, kept, dimensions, weights, disk
+    )  # fmt: skip
 
 
 def seconds_of_a_pass(
@@ -78,12 +104,19 @@ def seconds_of_a_pass(
 
 
 def forecast(
-    model: ModelSettings, training: TrainingSettings, embedding: EmbeddingSettings, learnt: int, classes: int, seen: int
+    model: ModelSettings,
+    training: TrainingSettings,
+    embedding: EmbeddingSettings,
+    chosen: int,
+    classes: int,
+    seen: int,
+    shards: int,
+    beside: bool,
 ) -> Forecast:
     """What `needs` says, on this machine, which takes some seconds to find out."""
-    found = needs(model, training, embedding, learnt, classes, seen)
+    found = needs(model, training, embedding, chosen, classes, seen, shards, beside, accelerated())
     forward = seconds_of_a_pass(found.network, model.image_size, training.batch_size, embedding.engine)
-    return Forecast(learnt * found.trained * forward, seen * found.embedded * forward, found.disk)
+    return Forecast((found.trained + found.validated) * forward, seen * found.embedded * forward, found.disk)
 
 
 def backbone(network: keras.Model) -> keras.Model:

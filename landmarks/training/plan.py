@@ -123,10 +123,12 @@ def network_stages(
     if needs.trained:
         checkpoints = needs.weights * BYTES * 7
         one = stage(
-            "train", counts.learnt * needs.trained, "train", 1 + (training.epochs - 1) * (1 - cached),
+            "train", needs.trained, "train", 1 + (training.epochs - 1) * (1 - cached),
             counts.learnt / counts.photos["train"], 1, checkpoints,
         )  # fmt: skip
         found.append(one._replace(memory=one.memory + needs.weights * BYTES * (TRAINED_HEAD - 1)))
+    if needs.validated:
+        found.append(Stage("validate", needs.validated * pass_seconds, "network's passes", 1, memory=found[0].memory))
     if embedding.whitening != "none":
         photos, size = min(counts.learnt, embedding.whitening_photos), needs.unwhitened
         products = (FOLDS + 1) * size**2 * (photos + 2 * size)  # covariances, and their eigenvectors
@@ -141,9 +143,12 @@ def network_stages(
 
 def search_stage(
     counts: Counts, dimensions: int, device: Device, run: RunSettings, recognition: RecognitionSettings,
-    retrieval: RetrievalSettings,
+    retrieval: RetrievalSettings, machines: int,
 ) -> list[Stage]:  # fmt: skip
-    """For the train photos nearest to test and index photos, and the index photos nearest to test photos."""
+    """For the train photos nearest to test and index photos, and the index photos nearest to test photos.
+
+    The machines share what is searched exactly, each a part of the index at a time.
+    """
     test, index, train = (counts.photos.get(split, 0) for split in ("test", "index", "train"))
     by_head = recognition.recognizer == "head"
     voting = counts.classes if recognition.recognizer == "centres" else train
@@ -164,9 +169,11 @@ def search_stage(
         seconds += queries * told * width / device.rates.told.value
         disk += photos * (dimensions / 8 + 2)
     most = max((photos for _, photos, _ in asked), default=0)
-    part = most / run.index_parts * dimensions * BYTES
+    shared_by = machines if exact else 1
+    part = most / max(run.index_parts, shared_by) * dimensions * BYTES
     memory = IMPORTS + part + most * (IDENTITY + ROW) + max((q * k for q, _, k in asked), default=0) * 8
-    found = [Stage("search", seconds, "products" if exact else "scanned lists", 1, disk=disk, memory=memory)]
+    bound = "products" if exact else "scanned lists"
+    found = [Stage("search", seconds / shared_by, bound, shared_by, disk=disk, memory=memory)]
     if made:
         found.insert(0, Stage("search: lists", sum(made.values()), "products", 1, memory=memory))
     if retrieval.rerank_neighbours != "none" and index:

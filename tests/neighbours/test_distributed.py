@@ -1,6 +1,7 @@
 """On a cluster of several nodes, all on this machine: what is found is what one machine finds."""
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ def cluster():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -61,34 +63,32 @@ def require_same(found, expected) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("parts", [2, 6])
-def test_finds_what_one_machine_finds_in_as_many_parts(cluster, files, parts):
+@pytest.fixture
+def sent(monkeypatch) -> list[list[Path]]:
+    """The files of the parts that were sent, in their order."""
+    parts, fill = [], distributed.Round._fill
+
+    def noting(self, device):
+        parts.append([path for path, _ in self.parts[device.part].files])
+        return fill(self, device)
+
+    monkeypatch.setattr(distributed.Round, "_fill", noting)
+    return parts
+
+
+def test_finds_what_one_machine_finds_and_sends_each_part_once(cluster, files, sent):
+    found = distributed.search(*files, K, 6, address=cluster.address)
+    require_same(found, exact.search(*files, K, 6))
+    assert len(sent) > 2  # that is, in rounds of two
+    assert sorted(path for part in sent for path in part) == sorted(path for path in files[1] if path.stem != "index3")
+
+
+def test_parts_are_as_many_for_each_device_and_hold_what_is_wanted(cluster, files, sent):
     wanted = pd.Index([f"index{n}-{row}" for n in range(7) for row in range(500) if (n + row) % 3])
-    for some in (None, wanted):
-        found = distributed.search(*files, K, parts, some, address=cluster.address)
-        require_same(found, exact.search(*files, K, parts, some))
-
-
-def test_parts_are_as_many_for_each_device_and_more_places_than_photos_are_left_over(cluster, files):
-    queries, index = files
-    found = distributed.search(queries, index[1:3], 400, 1, address=cluster.address)
-    require_same(found, exact.search(queries, index[1:3], 400, 2))
-    assert (found.positions[:, 301:] == -1).all()
-
-
-def test_a_part_goes_only_to_a_device_that_lacks_it_and_each_holds_one(cluster, files, monkeypatch):
-    sent = []
-
-    def fill(self, device):
-        sent.append([str(path) for path, _ in self.parts[device.part].files])
-        return before(self, device)
-
-    before = distributed.Round._fill
-    monkeypatch.setattr(distributed.Round, "_fill", fill)
-    distributed.search(*files, K, 4, address=cluster.address)
-    photos = [sum(int(path[-5]) != 3 for path in part) for part in sent]  # files; the fourth is empty
-    assert sorted(path for part in sent for path in part) == [str(path) for path in files[1] if path.stem != "index3"]
-    assert len(sent) <= 4 and max(photos) < 6
+    found = distributed.search(*files, 1200, 1, wanted, address=cluster.address)
+    require_same(found, exact.search(*files, 1200, 2, wanted))
+    assert len(sent) == 2
+    assert (found.positions[:, len(found.index_ids) :] == -1).all() and len(found.index_ids) < 1200
 
 
 def test_what_a_stopped_search_has_found_is_kept_for_a_cluster_and_for_one_machine(
@@ -115,68 +115,56 @@ def test_what_a_stopped_search_has_found_is_kept_for_a_cluster_and_for_one_machi
     assert len(finished) <= 7 + 5 * 4  # the last round, of two parts for one machine, is all that may be left
 
 
-def test_a_node_that_is_lost_leaves_its_part_to_the_others(cluster, files, monkeypatch):
+def test_a_node_that_is_lost_leaves_its_part_to_the_others(cluster, files, sent, monkeypatch):
     lost, killed = cluster.add_node(num_cpus=1), []
 
     def bring_in(*arguments):
         if not killed:
-            killed.append(time.monotonic())
+            killed.append(lost)
             cluster.remove_node(lost, allow_graceful=False)
         before(*arguments)
 
     expected, before = exact.search(*files, K, 3), exact.bring_in
-    fills = []
-
-    def fill(self, device):
-        fills.append(device.part)
-        return fill_before(self, device)
-
-    fill_before = distributed.Round._fill
-    monkeypatch.setattr(distributed.Round, "_fill", fill)
     monkeypatch.setattr(exact, "bring_in", bring_in)
     monkeypatch.setattr(distributed, "AHEAD", 1)
     require_same(distributed.search(*files, K, 3, address=cluster.address), expected)
-    assert len(fills) == 3 + 1
+    assert len(sent) == 3 + 1
 
 
 class Dying(distributed.Worker):
-    """Whose process ends when it is first asked, or each time."""
-
-    mark, always = Path(), False
+    mark = Path()
 
     def nearest(self, name, queries, k):
-        if self.always or not self.mark.exists():
+        if not self.mark.exists():
             self.mark.touch()
             os._exit(1)
         return super().nearest(name, queries, k)
 
 
-class Failing(Dying):
+class Failing(distributed.Worker):
+    mark, always = Path(), False
+
     def nearest(self, name, queries, k):
         if self.always or not self.mark.exists():
             self.mark.touch()
             raise RuntimeError("no such luck")
-        return distributed.Worker.nearest(self, name, queries, k)
+        return super().nearest(name, queries, k)
 
 
 @pytest.mark.parametrize("kind", [Dying, Failing])
 def test_a_part_that_was_lost_is_sent_again(cluster, files, tmp_path, monkeypatch, kind):
-    by_value()
     monkeypatch.setattr(distributed, "Worker", type("Once", (kind,), {"mark": tmp_path / "mark"}))
     require_same(distributed.search(*files, K, 2, address=cluster.address), exact.search(*files, K, 2))
     assert (tmp_path / "mark").exists()
 
 
 def test_a_part_that_always_fails_ends_the_run_in_a_line(cluster, files, tmp_path, monkeypatch):
-    by_value()
     monkeypatch.setattr(distributed, "Worker", type("Never", (Failing,), {"always": True, "mark": tmp_path / "mark"}))
     with pytest.raises(InputError, match="could not be searched on the cluster: .*no such luck; run the same command"):
         distributed.search(*files, K, 2, address=cluster.address)
 
 
 def test_a_stop_ends_the_actors(cluster, files, tmp_path, monkeypatch):
-    by_value()
-
     def nearest(self, *_):
         (tmp_path / "began").touch()
         time.sleep(600)
@@ -192,15 +180,6 @@ def test_a_stop_ends_the_actors(cluster, files, tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         distributed.search(*files, K, 2, address=cluster.address)
     assert time.monotonic() - began < 300
-
-
-def by_value() -> None:
-    """The nodes have no tests."""
-    import sys
-
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def test_small_searches_and_those_without_a_cluster_stay_here(files, monkeypatch):

@@ -14,10 +14,15 @@ FAST = plan.Machine(1e15, 1e15, 1e12, True)
 
 
 def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, **settings) -> dict[str, plan.Stage]:
-    plain = {"backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2}
+    plain = {
+        "backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2,
+        "validation_shards": 0,
+    }  # fmt: skip
     recipe = recipe_with(**{**plain, **settings})
-    photos = sum(counts.photos.values())
-    needs = forecast.needs(recipe.model, recipe.training, recipe.embedding, counts.learnt, counts.classes, photos)
+    needs = forecast.needs(
+        recipe.model, recipe.training, recipe.embedding, counts.learnt, counts.classes, sum(counts.photos.values()),
+        counts.shards["train"], False, machine.has_accelerator,
+    )  # fmt: skip
     found = plan.network_stages(
         needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached
     )
@@ -68,13 +73,23 @@ def test_whitening_takes_time_by_its_dimensions():
 
 
 def test_a_frozen_net_is_not_trained():
-    assert "train" not in stages(loss="none")
+    assert not {"train", "validate"} & set(stages(loss="none", validation_shards=1))
 
 
-def searched(photos, dimensions=512, **settings) -> dict[str, plan.Stage]:
+def test_held_out_photos_are_looked_at_after_each_mini_epoch_and_not_learnt():
+    assert "validate" not in stages()
+    found = stages(validation_shards=2, compare_start=False)
+    assert found["train"].seconds == pytest.approx(400 * 2 * 3)
+    assert found["validate"].seconds == pytest.approx(2 * 8 * 100)  # a shard is a mini-epoch
+    assert stages(validation_shards=2, validation_images=30)["validate"].seconds == pytest.approx(2 * 8 * 30)
+
+
+def searched(photos, dimensions=512, machines=1, **settings) -> dict[str, plan.Stage]:
     recipe = recipe_with(**settings)
     counts = COUNTS._replace(photos=dict(zip(("train", "index", "test"), photos, strict=True)))
-    found = plan.search_stage(counts, dimensions, rates.device("cpu"), recipe.run, recipe.recognition, recipe.retrieval)
+    found = plan.search_stage(
+        counts, dimensions, rates.device("cpu"), recipe.run, recipe.recognition, recipe.retrieval, machines
+    )
     return {one.name: one for one in found}
 
 
@@ -99,6 +114,15 @@ def test_parts_bound_memory():
     photos = (10**7, 10**6, 10**5)
     few, many = (searched(photos, index_parts=parts)["search"].memory for parts in (1, 100))
     assert few - many == pytest.approx(0.99 * 10**7 * 512 * 4)
+
+
+def test_machines_share_an_exact_search_and_have_a_part_each():
+    photos = (10**7, 10**6, 10**5)
+    alone, shared = (searched(photos, machines=machines)["search"] for machines in (1, 24))
+    assert (shared.seconds, shared.machines) == (alone.seconds / 24, 24)
+    assert alone.memory - shared.memory == pytest.approx((1 / 6 - 1 / 24) * 10**7 * 512 * 4)
+    approximate = searched(photos, machines=24, search="ivfpq")
+    assert {one.machines for one in approximate.values()} == {1}
 
 
 def test_verification_takes_as_many_train_photos_as_there_is_room_for():
