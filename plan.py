@@ -3,7 +3,7 @@
     python plan.py --recipe arcface [--machines 8] [--device h100] [--mirror URL|DIR] [settings of recognition.py]
 
 recognition.py and retrieval.py together, on an empty work folder. Without --device it is this machine, whose speed at
-the recipe's network is measured, in seconds. Machines of other kinds have the rates that landmarks/training/rates.toml
+the recipe's network is measured, in seconds, and at products of matrices, by which all else goes. Machines of other kinds have the rates that landmarks/training/rates.toml
 tells, each measured or estimated. The public mirror is known without asking for it. The machines share the shards of
 what is embedded, and exact searches; one of them trains.
 """
@@ -50,12 +50,17 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
     from landmarks.networks.devices import accelerated
     from landmarks.training import forecast, plan
 
+    speed = 1.0
+    if name == "here":  # as much slower or faster at all that is not measured as it is at products
+        speed = forecast.products_a_second() / device.rates.listed.value
+        device = device.times(speed)
     counts = count(recipe).times(times)
     by_head = recipe.recognition.recognizer == "head" and recipe.verification.verify == "off"
     splits = [split for split in counts.photos if split != "train" or not by_head]
     seen = sum(counts.photos[split] for split in splits)
     has_accelerator = accelerated() if name == "here" else device.accelerator
-    decoded, products = device.rates.decode.value * cores, device.rates.listed.value
+    products = device.rates.listed.value
+    decoded = device.rates.decode.value * device.cores
     machine = plan.Machine(decoded, megabytes * 1e6, products, has_accelerator)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
@@ -80,7 +85,7 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
         )
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval, machines)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
-    stages.append(plan.Stage("start", 2 * plan.START, "Keras", 1))
+    stages.append(plan.Stage("start", 2 * plan.START / speed, "Keras", 1))
 
     photos = ", ".join(f"{number:,} {split}" for split, number in counts.photos.items())
     print(f"{recipe.run.recipe} on {machines} x {name}: {device.about if name != 'here' else f'{cores} cores'}")

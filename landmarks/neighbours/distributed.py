@@ -26,7 +26,7 @@ from landmarks.running import threads
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.progress import Progress
 
-WORTH = 20.0  # seconds of this machine alone, below which a search is not shared out: the actors start in five
+WORTH = 10.0  # seconds of this machine alone, below which a search is not shared out: the actors start in 2 to 3
 CORE, ACCELERATOR = 35e9, 30e12  # multiply-adds a second of the search by one (landmarks/training/rates.toml)
 AHEAD = 2  # query files in the hands of a device, and files of the index on the way to it
 READY = -1  # in place of a query's number: a device is asked whether it is there

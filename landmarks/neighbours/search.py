@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -22,7 +22,7 @@ faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP k
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
 
 
-by_faiss = partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT)
+by_faiss: Any = partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class Neighbours(NamedTuple):

@@ -19,7 +19,8 @@ from landmarks.training import start
 TRAINED, VALIDATED = {True: 3.0, False: 4.2}, {True: 1.0, False: 1.4}
 HELD_OUT = 1 / 5  # of the photos, where there are too few shards to hold one out
 ADAM = 3  # a checkpoint holds each weight and its two moments
-BATCHES = 3  # that a pass is timed by
+BATCHES = 3  # that a pass is timed by, and products of matrices of this side
+SIDE = 2048
 BYTES = 4  # a weight's; an embedding's number takes half of it
 
 
@@ -101,6 +102,16 @@ def seconds_of_a_pass(
     began = time.perf_counter()
     compiled.read([(batch_size, compiled([photos])) for _ in range(BATCHES)])
     return (time.perf_counter() - began) / batch_size / BATCHES
+
+
+def products_a_second() -> float:
+    """Multiply-adds of this machine's cores in products of matrices, now."""
+    matrix = np.ones((SIDE, SIDE), np.float32)
+    matrix @ matrix
+    began = time.perf_counter()
+    for _ in range(BATCHES):
+        matrix @ matrix
+    return BATCHES * SIDE**3 / (time.perf_counter() - began)
 
 
 def forecast(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.neighbours import approximate
-from landmarks.networks.whitening import FOLDS
+from landmarks.networks.whitening import FOLDS, SHRINKAGES
 from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.settings import EmbeddingSettings, PhotoSettings, RunSettings, TrainingSettings
 from landmarks.training.forecast import BYTES, Needs
@@ -20,6 +20,7 @@ TRAINED_HEAD = 6.5  # bytes of memory for each of its weights' while a head is t
 ROW = 180.0  # bytes of memory for a row of a mirror's table (benchmarks/tables.py)
 IDENTITY = 64.0  # bytes of memory for an id
 FEATURES_PER_PHOTO = 1000 * 48.0  # bytes on disk for the local features of a photo, as DELF has them
+EIGENVECTORS = 13  # multiply-adds of a product, for each cube of a matrix' side (numpy's eigh of 768, 1,280 and 2,048)
 RERANKED = 49e3  # neighbours a second of a core that are re-ranked by neighbours (benchmarks/rerank.py)
 
 
@@ -131,7 +132,7 @@ def network_stages(
         found.append(Stage("validate", needs.validated * pass_seconds, "network's passes", 1, memory=found[0].memory))
     if embedding.whitening != "none":
         photos, size = min(counts.learnt, embedding.whitening_photos), needs.unwhitened
-        products = (FOLDS + 1) * size**2 * (photos + 2 * size)  # covariances, and their eigenvectors
+        products = _products(photos, size, embedding.dimensions)
         found.append(
             Stage("whiten", products / machine.products, "products", 1, memory=IMPORTS + 8 * size * (photos + 3 * size))
         )
@@ -139,6 +140,18 @@ def network_stages(
         shared_by, photos = min(machines, counts.shards[split]), counts.photos[split]
         found.append(stage(f"embed {split}", photos * needs.embedded, split, 1, 1, shared_by, photos * kept))
     return found
+
+
+def _products(photos: int, size: int, kept: int) -> float:
+    """Multiply-adds to choose the shrinkage of a whitening and to find it: of `whitening.fit`."""
+
+    def fit(photos: float, shrinkages: int) -> float:
+        rank = min(photos, size)
+        spectrum = photos * size * rank * (2 if photos < size else 1) + EIGENVECTORS * rank**3
+        each = size**2 * rank + (size**2 * (photos + kept) + spectrum if kept else 0)
+        return spectrum + shrinkages * each
+
+    return FOLDS * fit(photos * (1 - 1 / FOLDS), len(SHRINKAGES)) + fit(photos, 1)
 
 
 def search_stage(
