@@ -3,9 +3,9 @@
     python plan.py --recipe arcface [--machines 8] [--device h100] [--mirror URL|DIR] [settings of recognition.py]
 
 recognition.py and retrieval.py together, on an empty work folder. Without --device it is this machine, whose speed at
-the recipe's network is measured, in seconds, and at products of matrices, by which all else goes. Machines of other kinds have the rates that landmarks/training/rates.toml
-tells, each measured or estimated. The public mirror is known without asking for it. The machines share the shards of
-what is embedded, and exact searches; one of them trains.
+the recipe's network is measured, in seconds, and at products of matrices, by which all else goes. Machines of other
+kinds have the rates that landmarks/training/rates.toml tells, each measured or estimated. The public mirror is known
+without asking for it. The machines share the shards of what is embedded, and exact searches; one of them trains.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
     has_accelerator = accelerated() if name == "here" else device.accelerator
     products = device.rates.listed.value
     decoded = device.rates.decode.value * device.cores
-    machine = plan.Machine(decoded, megabytes * 1e6, products, has_accelerator)
+    machine = plan.Machine(decoded, megabytes * 1e6, products, plan.SAVED * speed, has_accelerator)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
         needs = forecast.needs(
@@ -81,8 +81,9 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
         pixels = counts.learnt * size**2 * 3
         cached = min(1, recipe.source.cache_size * 1e9 / pixels) if recipe.source.cache else 0
         stages += plan.network_stages(
-            needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached
-        )
+            needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached,
+            one.run.checkpoint_minutes,
+        )  # fmt: skip
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval, machines)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)
     stages.append(plan.Stage("start", 2 * plan.START / speed, "Keras", 1))

@@ -4,9 +4,8 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -20,9 +19,6 @@ from landmarks.running.threads import cores
 
 faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
 BATCH = 1024  # queries at once: a batch is a matrix product, a single query a scan of the part at the memory's speed
-
-
-by_faiss: Any = partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class Neighbours(NamedTuple):
@@ -180,7 +176,7 @@ class Index:
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # faiss shares even one query out among its threads, and is the slower for it
         try:
-            similarities, places = by_faiss(queries.embeddings.astype(np.float32), self._embeddings, k)
+            similarities, places = _faiss_knn(queries.embeddings.astype(np.float32), self._embeddings, k)
         finally:
             faiss.omp_set_num_threads(threads)
         positions = places.astype(np.int32)
@@ -248,7 +244,7 @@ def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -
 
 def nearest(queries: np.ndarray, part: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Similarities (n, k) and places (n, k) of the photos of a part, (N, D) float32, for one batch after another."""
-    knn, batches = by_faiss, len(queries) // BATCH + 1  # faiss is slow on a last one of under 20
+    knn, batches = _faiss_knn, len(queries) // BATCH + 1  # faiss is slow on a last one of under 20
     if accelerated():
         from landmarks.neighbours.tiles import knn
 
@@ -265,6 +261,10 @@ def bring_in(query: Query, rows: slice, similarities: np.ndarray, places: np.nda
         np.stack([query.positions[rows], np.where(places < 0, -1, places + start)], dtype=np.int64),
         keep_max=True,
     )
+
+
+def _faiss_knn(queries: np.ndarray, photos: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return faiss.knn(queries, photos, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def accelerated() -> bool:

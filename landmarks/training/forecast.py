@@ -37,6 +37,7 @@ class Needs(NamedTuple):
 
     network: keras.Model  # without head, as it is timed
     trained: float  # passes to learn in all
+    mini_epochs: int  # after each of which there may be a checkpoint
     validated: float  # and to look at held-out photos meanwhile, and at its end
     embedded: float  # passes for each photo that is embedded
     dimensions: int  # of an embedding
@@ -80,15 +81,18 @@ def needs(
     held = chosen * (held_shards / shards if held_shards or not training.validation_shards else HELD_OUT)
     learnt, looked_at = chosen - held, min(held, training.validation_images)
     mini_epochs = training.epochs * (1 if model.loss == "triplet" else shards - held_shards)
+    a_mini_epoch = learnt * training.epochs / mini_epochs
+    steps = mini_epochs * math.ceil(a_mini_epoch / training.batch_size)  # the last one's batch is filled up
     compared = 0.0
     if held and training.compare_start and not beside and model.weights != "none":
         compared = min(start.PHOTOS, learnt) * (1 + (embedding.whitening != "none")) + 2 * looked_at
-    passes = training.epochs * TRAINED[has_accelerator] * model.crop**2 + bool(training.bottleneck_epochs)
+    trained = steps * training.batch_size * TRAINED[has_accelerator] * model.crop**2
+    trained += learnt * bool(training.bottleneck_epochs)
     validated = (looked_at * mini_epochs + compared) * VALIDATED[has_accelerator]
     is_trained = model.loss != "none"
     disk = BYTES * weights * (1 + 2 * ADAM * is_trained) + BYTES / 2 * numbers
     return Needs(
-        network, learnt * passes * is_trained, validated * is_trained, views, kept, dimensions, weights, disk
+        network, trained * is_trained, mini_epochs, validated * is_trained, views, kept, dimensions, weights, disk
     )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from landmarks.neighbours import approximate
 from landmarks.networks.whitening import FOLDS, SHRINKAGES
 from landmarks.running.answer_settings import RecognitionSettings, RetrievalSettings, VerificationSettings
 from landmarks.running.settings import EmbeddingSettings, PhotoSettings, RunSettings, TrainingSettings
-from landmarks.training.forecast import BYTES, Needs
+from landmarks.training.forecast import ADAM, BYTES, Needs
 from landmarks.training.rates import Device
 from landmarks.training.selection import select_classes, train_photos
 
 PHOTO = 121e3  # bytes of a photo of the public mirror, where nobody can tell the mirror's own
 START = 15.0  # seconds for a command to load Keras and the model, and to write its report
+SAVED = 70e6  # bytes of a checkpoint a second: one of 42 MB took 0.9 seconds of a core on a busy machine
 IMPORTS = 1e9  # bytes of memory for these
 TRAINED_HEAD = 6.5  # bytes of memory for each of its weights' while a head is trained (benchmarks/head_memory.py)
 ROW = 180.0  # bytes of memory for a row of a mirror's table (benchmarks/tables.py)
@@ -62,6 +63,7 @@ class Machine(NamedTuple):
     decoded: float  # photos, by all its cores
     received: float  # bytes over the network
     products: float  # multiply-adds of matrices, by its cores
+    saved: float  # bytes of a checkpoint
     has_accelerator: bool  # which makes the passes; else the cores do that and decode
 
 
@@ -93,7 +95,7 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
 
 def network_stages(
     needs: Needs, pass_seconds: float, machine: Machine, counts: Counts, training: TrainingSettings,
-    embedding: EmbeddingSettings, machines: int, splits: Collection[str], cached: float = 0,
+    embedding: EmbeddingSettings, machines: int, splits: Collection[str], cached: float = 0, minutes: float = 0,
 ) -> list[Stage]:  # fmt: skip
     """Training and embedding by one model; photos are streamed through, so the slowest of three bounds a stage.
 
@@ -103,6 +105,7 @@ def network_stages(
         pass_seconds: of one machine.
         splits: what is embedded.
         cached: the part of the photos that are learnt from which is kept decoded after the first epoch.
+        minutes: between checkpoints; 0: one after each mini-epoch.
     """
 
     def stage(name: str, passes: float, split: str, times: float, share: float, shared_by: int, disk: float) -> Stage:
@@ -128,11 +131,14 @@ def network_stages(
             counts.learnt / counts.photos["train"], 1, checkpoints,
         )  # fmt: skip
         found.append(one._replace(memory=one.memory + needs.weights * BYTES * (TRAINED_HEAD - 1)))
+        saves = one.seconds / (60 * minutes) if minutes else needs.mini_epochs
+        seconds = saves * needs.weights * BYTES * ADAM / machine.saved
+        found.append(Stage("checkpoints", seconds, "the disk", 1, memory=one.memory))
     if needs.validated:
         found.append(Stage("validate", needs.validated * pass_seconds, "network's passes", 1, memory=found[0].memory))
     if embedding.whitening != "none":
         photos, size = min(counts.learnt, embedding.whitening_photos), needs.unwhitened
-        products = _products(photos, size, embedding.dimensions)
+        products = products_of_whitening(photos, size, embedding.dimensions)
         found.append(
             Stage("whiten", products / machine.products, "products", 1, memory=IMPORTS + 8 * size * (photos + 3 * size))
         )
@@ -142,7 +148,7 @@ def network_stages(
     return found
 
 
-def _products(photos: int, size: int, kept: int) -> float:
+def products_of_whitening(photos: int, size: int, kept: int) -> float:
     """Multiply-adds to choose the shrinkage of a whitening and to find it: of `whitening.fit`."""
 
     def fit(photos: float, shrinkages: int) -> float:

@@ -5,7 +5,6 @@ import faiss
 import numpy as np
 import pytest
 
-from landmarks.neighbours import expansion
 from landmarks.neighbours.expansion import expand
 from landmarks.neighbours.search import search
 from landmarks.running import command
@@ -103,7 +102,7 @@ def test_memory_of_expansion_is_that_of_one_part(tmp_path):
     assert peak(12) < 10 * file < 30 * file < peak(1)
 
 
-def test_goes_on_after_a_stop_and_keeps_what_is_done(tmp_path, monkeypatch):
+def test_goes_on_after_a_stop_and_keeps_what_is_done(tmp_path):
     rng = np.random.default_rng(0)
     files = [write(tmp_path, f"index{n}-", unit(rng, 10, 8)) for n in range(4)]
     expected = [load_features(path).embeddings for path in expand(files, files, tmp_path / "at once", 3)]
@@ -115,17 +114,16 @@ def test_goes_on_after_a_stop_and_keeps_what_is_done(tmp_path, monkeypatch):
             raise command.Stopped
         return search(*arguments, **settings)
 
-    monkeypatch.setattr(expansion, "search", search_once)
     new = tmp_path / "new"
     with pytest.raises(command.Stopped):
-        expand(files, files, new, 3, parts=4)
+        expand(files, files, new, 3, parts=4, search=search_once)
     assert sorted(path.name for path in new.glob("*.npz")) == ["index0-.npz", "index1-.npz"]
     (new / "index0-.npz").write_bytes(b"damaged")
-    written = expand(files, files, new, 3, parts=4)
+    written = expand(files, files, new, 3, parts=4, search=search_once)
     assert calls[3:] == [files[:1], files[2:3], files[3:]]
     for path, embeddings in zip(written, expected, strict=True):
         np.testing.assert_allclose(load_features(path).embeddings, embeddings, atol=1e-6)
-    expand(files, files, new, 3, parts=2)
+    expand(files, files, new, 3, parts=2, search=search_once)
     assert len(calls) == 6  # nothing is left to do, and how many parts there were is no matter
 
 

@@ -10,13 +10,13 @@ from landmarks.training.forecast import forecast
 
 @pytest.fixture(autouse=True)
 def a_second_a_photo(monkeypatch):
-    ticks = itertools.count(0, 8 * forecasts.BATCHES)
+    ticks = itertools.count(0, 4 * forecasts.BATCHES)
     monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(ticks))
 
 
 def forecast_of(shards=5, beside=False, **settings):
     plain = {
-        "backbone": "Tiny", "weights": "none", "image_size": 32, "batch_size": 8, "mirrored": False,
+        "backbone": "Tiny", "weights": "none", "image_size": 32, "batch_size": 4, "mirrored": False,
         "validation_shards": 0,
     }  # fmt: skip
     recipe = recipe_with(**{**plain, **settings})

@@ -10,13 +10,15 @@ COUNTS = plan.Counts(
     {"train": 1000, "index": 200, "test": 100}, {"train": 10, "index": 2, "test": 1},
     {"train": 10 * GIGABYTE, "index": 2 * GIGABYTE, "test": GIGABYTE}, 500, 20, True,
 )  # fmt: skip
-FAST = plan.Machine(1e15, 1e15, 1e12, True)
+FAST = plan.Machine(1e15, 1e15, 1e12, 1e15, True)
 
 
-def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, **settings) -> dict[str, plan.Stage]:
+def stages(
+    machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, minutes=0, **settings
+) -> dict[str, plan.Stage]:
     plain = {
         "backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2,
-        "validation_shards": 0,
+        "validation_shards": 0, "batch_size": 1,
     }  # fmt: skip
     recipe = recipe_with(**{**plain, **settings})
     needs = forecast.needs(
@@ -24,8 +26,9 @@ def stages(machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0
         counts.shards["train"], False, machine.has_accelerator,
     )  # fmt: skip
     found = plan.network_stages(
-        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached
-    )
+        needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached,
+        minutes,
+    )  # fmt: skip
     return {one.name: one for one in found}
 
 
@@ -44,7 +47,7 @@ def test_the_slowest_of_passes_decoding_and_download_bounds_a_stage():
 
 
 def test_a_mirror_in_a_folder_takes_no_network():
-    assert [one.network for one in stages().values()] == [20 * GIGABYTE, 10 * GIGABYTE, 2 * GIGABYTE, GIGABYTE]
+    assert [one.network for one in stages().values()] == [20 * GIGABYTE, 0, 10 * GIGABYTE, 2 * GIGABYTE, GIGABYTE]
     local = stages(FAST._replace(received=1.0), counts=COUNTS._replace(is_remote=False))
     assert not any(one.network for one in local.values())
     assert local["embed test"].seconds == 100
@@ -72,8 +75,29 @@ def test_whitening_takes_time_by_its_dimensions():
     assert "whiten" not in stages()
 
 
+def test_what_whitening_multiplies():
+    """Three folds of 800 photos of 2,000 dimensions, with five shrinkages each, and one of all 1,200."""
+    cube = plan.EIGENVECTORS * 1000**3
+    all_kept = 3 * (800**2 * 2000 * 2 + plan.EIGENVECTORS * 800**3 + 5 * 2000**2 * 800) + 1200**2 * 2000 * 2
+    all_kept += plan.EIGENVECTORS * 1200**3 + 2000**2 * 1200
+    assert plan.products_of_whitening(1200, 2000, 0) == pytest.approx(all_kept)
+    few_kept = plan.products_of_whitening(1200, 2000, 500) - all_kept
+    spectra = 15 * (800**2 * 2000 * 2) + 1200**2 * 2000 * 2 + cube * (15 * 0.8**3 + 1.2**3)
+    assert few_kept == pytest.approx(15 * 2000**2 * 1300 + 2000**2 * 1700 + spectra)
+
+
 def test_a_frozen_net_is_not_trained():
     assert not {"train", "validate"} & set(stages(loss="none", validation_shards=1))
+
+
+def test_the_last_batch_of_a_mini_epoch_is_filled_up():
+    assert stages(batch_size=32)["train"].seconds == pytest.approx(2 * 10 * 64 * 3)  # 50 photos a shard
+
+
+def test_checkpoints_are_written_after_each_mini_epoch_or_by_the_clock():
+    by_shard = stages(FAST._replace(saved=1e6))["checkpoints"].seconds
+    by_clock = stages(FAST._replace(saved=1e6), minutes=10)["checkpoints"].seconds
+    assert by_shard > 0 and by_clock == pytest.approx(by_shard * (500 * 2 * 3 / 600) / 20)
 
 
 def test_held_out_photos_are_looked_at_after_each_mini_epoch_and_not_learnt():

@@ -23,3 +23,10 @@ def test_a_backbone_that_is_not_there_runs_like_the_first():
 def test_an_unknown_device_is_named_with_those_that_there_are():
     with pytest.raises(command.InputError, match=r"--device h10: rates are known of .*cpu.* \(did you mean h100\?\)"):
         rates.device("h10")
+
+
+def test_one_that_is_twice_as_fast():
+    device = rates.device("cpu")
+    twice = device.times(2)
+    assert {name: one.value / 2 for name, one in twice.rates} == {name: one.value for name, one in device.rates}
+    assert twice.passes == device.passes and twice.cores == device.cores
