@@ -50,18 +50,18 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
     from landmarks.networks.devices import accelerated
     from landmarks.training import forecast, plan
 
-    speed = 1.0
+    speed, products, cube = 1.0, device.rates.listed.value, plan.EIGENVECTORS
     if name == "here":  # as much slower or faster at all that is not measured as it is at products
-        speed = forecast.products_a_second() / device.rates.listed.value
+        products = forecast.products_a_second()
+        speed, cube = products / plan.PRODUCTS, forecast.eigenvectors_of_a_cube(products)
         device = device.times(speed)
     counts = count(recipe).times(times)
     by_head = recipe.recognition.recognizer == "head" and recipe.verification.verify == "off"
     splits = [split for split in counts.photos if split != "train" or not by_head]
     seen = sum(counts.photos[split] for split in splits)
     has_accelerator = accelerated() if name == "here" else device.accelerator
-    products = device.rates.listed.value
     decoded = device.rates.decode.value * device.cores
-    machine = plan.Machine(decoded, megabytes * 1e6, products, plan.SAVED * speed, has_accelerator)
+    machine = plan.Machine(decoded, megabytes * 1e6, products, plan.SAVED * speed, has_accelerator, cube)
     stages, dimensions, by = [], 0, []
     for one in [recipe, *recipe.beside()]:
         needs = forecast.needs(

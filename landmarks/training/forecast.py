@@ -118,6 +118,18 @@ def products_a_second() -> float:
     return BATCHES * SIDE**3 / (time.perf_counter() - began)
 
 
+def eigenvectors_of_a_cube(products: float) -> float:
+    """What the eigenvectors of a matrix take here, now, in such products as `products_a_second`, by its side's cube.
+
+    LAPACK's threads wait for each other at each step: on a busy machine that is many times what it is on an idle one.
+    """
+    matrix = np.random.default_rng(0).standard_normal((SIDE // 2, SIDE // 2), np.float32)
+    scatter = matrix @ matrix.T
+    began = time.perf_counter()
+    np.linalg.eigh(scatter)
+    return (time.perf_counter() - began) * products / (SIDE // 2) ** 3
+
+
 def forecast(
     model: ModelSettings,
     training: TrainingSettings,

@@ -15,13 +15,14 @@ from landmarks.training.selection import select_classes, train_photos
 
 PHOTO = 121e3  # bytes of a photo of the public mirror, where nobody can tell the mirror's own
 START = 15.0  # seconds for a command to load Keras and the model, and to write its report
+EIGENVECTORS = 13.0  # multiply-adds of a product, by the cube of a matrix' side: numpy's eigh of 768, 1,280 and 2,048
+PRODUCTS = 100e9  # multiply-adds a second, in products of matrices, of the machine that `cpu` and these are of, idle
 SAVED = 70e6  # bytes of a checkpoint a second: one of 42 MB took 0.9 seconds of a core on a busy machine
 IMPORTS = 1e9  # bytes of memory for these
 TRAINED_HEAD = 6.5  # bytes of memory for each of its weights' while a head is trained (benchmarks/head_memory.py)
 ROW = 180.0  # bytes of memory for a row of a mirror's table (benchmarks/tables.py)
 IDENTITY = 64.0  # bytes of memory for an id
 FEATURES_PER_PHOTO = 1000 * 48.0  # bytes on disk for the local features of a photo, as DELF has them
-EIGENVECTORS = 13  # multiply-adds of a product, for each cube of a matrix' side (numpy's eigh of 768, 1,280 and 2,048)
 RERANKED = 49e3  # neighbours a second of a core that are re-ranked by neighbours (benchmarks/rerank.py)
 
 
@@ -65,6 +66,7 @@ class Machine(NamedTuple):
     products: float  # multiply-adds of matrices, by its cores
     saved: float  # bytes of a checkpoint
     has_accelerator: bool  # which makes the passes; else the cores do that and decode
+    cube: float = EIGENVECTORS  # what those take by the cube of a side
 
 
 def public(clean: bool) -> Counts:
@@ -138,7 +140,7 @@ def network_stages(
         found.append(Stage("validate", needs.validated * pass_seconds, "network's passes", 1, memory=found[0].memory))
     if embedding.whitening != "none":
         photos, size = min(counts.learnt, embedding.whitening_photos), needs.unwhitened
-        products = products_of_whitening(photos, size, embedding.dimensions)
+        products = products_of_whitening(photos, size, embedding.dimensions, machine.cube)
         found.append(
             Stage("whiten", products / machine.products, "products", 1, memory=IMPORTS + 8 * size * (photos + 3 * size))
         )
@@ -148,12 +150,16 @@ def network_stages(
     return found
 
 
-def products_of_whitening(photos: int, size: int, kept: int) -> float:
-    """Multiply-adds to choose the shrinkage of a whitening and to find it: of `whitening.fit`."""
+def products_of_whitening(photos: int, size: int, kept: int, cube: float = EIGENVECTORS) -> float:
+    """Multiply-adds to choose the shrinkage of a whitening and to find it: of `whitening.fit`.
+
+    Args:
+        cube: those that eigenvectors take, for each cube of a matrix' side.
+    """
 
     def fit(photos: float, shrinkages: int) -> float:
         rank = min(photos, size)
-        spectrum = photos * size * rank * (2 if photos < size else 1) + EIGENVECTORS * rank**3
+        spectrum = photos * size * rank * (2 if photos < size else 1) + cube * rank**3
         each = size**2 * rank + (size**2 * (photos + kept) + spectrum if kept else 0)
         return spectrum + shrinkages * each
 
