@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from landmarks.mirrors.shards import Shard, TarShard
 from landmarks.mirrors.tables import read_table
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
 from landmarks.running.settings import MirrorSettings
 
@@ -76,12 +77,18 @@ class Mirror(ABC):
         """The ids of a split's photos, in the order of its CSV."""
         return self._table(split)["id"].tolist()
 
+    def digest(self, *splits: str) -> str:
+        """What tells the photos of these splits from those of another mirror, wherever it is: its tables and shards."""
+        parts: list[object] = [self.shard_names(split) for split in splits]
+        parts += ["\n".join(self.ids(split)).encode() for split, names in zip(splits, parts, strict=True) if names]
+        return digest(*parts, *([self.train()["landmark_id"].to_numpy()] if "train" in splits else []))
+
     def categories(self) -> dict[int, str]:
         """Landmark ids to category names; empty where the mirror does not tell."""
         path = self.path(CATEGORIES)
         if path is None:
             return {}
-        table = read_table(path, ["landmark_id", "category"])
+        table = self._read(path, ["landmark_id", "category"])
         return dict(zip(table["landmark_id"], table["category"], strict=True))
 
     def solution(self, task: str) -> Path | None:
@@ -138,8 +145,11 @@ class Mirror(ABC):
                     f"{self.name} has no {relative}, which lists its {split} photos{self.absence(relative)}; "
                     "check the mirror"
                 )
-            table = read_table(path, ["id", "landmark_id"] if split == "train" else ["id"])
+            table = self._read(path, ["id", "landmark_id"] if split == "train" else ["id"])
             if table.empty:
                 raise InputError(f"{path} lists no photo")
             self._tables[split] = table
         return self._tables[split]
+
+    def _read(self, path: Path, columns: list[str]) -> "pd.DataFrame":
+        return read_table(path, columns)

@@ -168,8 +168,9 @@ def shrink(mirror: str, out: Path, size: int) -> None:
     source = open_mirror(mirror, downloads)
     source.require("train")
     with held(out):
-        source.train()  # so that a malformed table is told before hours of work
-        _claim(out, f"shrink {mirror} shorter side {size}", SPLITS)
+        listed = [split for split in SPLITS if source.path(f"metadata/{split}.csv")]
+        found = source.digest(*listed)  # so that a malformed table is told before hours of work
+        _claim(out, f"shrink a mirror with digest {found}, shorter side {size}", SPLITS)
         for split in SPLITS:
             done = {path.stem.removeprefix("md5.") for path in (out / "md5sum" / split).glob("md5.*.txt")}
             names = [name for name in source.shard_names(split) if name not in done]

@@ -1,5 +1,6 @@
 """A mirror at a URL: shards come when they are wanted and go when they are done."""
 
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -7,15 +8,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landmarks.mirrors import download
-from landmarks.mirrors.base import Mirror
+from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.mirrors.shards import DamagedShard, TarShard
 from landmarks.running import command
+from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, warn
-from landmarks.running.files import append_rows, md5, read_rows
+from landmarks.running.files import append_rows, md5, read_rows, whole
 from landmarks.running.settings import MirrorSettings
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+ADDRESS = "address.md5"  # where a cache's files came from
 MISMATCHES = "md5_mismatches.csv"
 MAX_SHARDS = 1000  # images_NNN has three digits
 
@@ -37,8 +44,11 @@ class WebMirror(Mirror):
         self.cache = cache
         self._shard_counts: dict[str, int] = {}
         self._noting = threading.Lock()
+        self._claiming = threading.Lock()
+        self._is_claimed = False
 
     def path(self, relative: str) -> Path | None:
+        self._claim()
         path = self.cache / relative
         if not path.is_file() and not download.download(
             f"{self.url}/{relative}", path, patience=self.settings.patience
@@ -60,6 +70,7 @@ class WebMirror(Mirror):
         return f" ({reason})" if reason else ""
 
     def stream(self, split: str, names: list[str]) -> Iterator[TarShard]:
+        self._claim()
         self._clear_shards(
             wanted=[self._place(split, name) for name in names[: self.settings.ahead + 1]],
             room=max(self.settings.ahead + 1 - len(set(names)), 0),
@@ -99,6 +110,29 @@ class WebMirror(Mirror):
         """As `Mirror.fingerprint`. Tables and md5s are downloaded once for a `cache`: that holds what it began with."""
         published = self.published_md5(split, name)
         return earlier if published is None or published in earlier.split() else published
+
+    def _claim(self) -> None:
+        """Delete what came from another address: the same mirror has it there too, and another one has its own."""
+        with self._claiming:
+            if self._is_claimed:
+                return
+            note, address = self.cache / ADDRESS, digest(self.url).encode()  # which may hold a password
+            before = note.read_bytes() if note.exists() else None
+            if before not in (None, address):
+                for folder in ("metadata", "ground_truth", "md5sum", *SPLITS):
+                    shutil.rmtree(self.cache / folder, ignore_errors=True)
+            if before != address:
+                with whole(note) as part:
+                    part.write_bytes(address)
+            self._is_claimed = True
+
+    def _read(self, path: Path, columns: list[str]) -> "pd.DataFrame":
+        try:
+            return super()._read(path, columns)
+        except InputError as error:
+            path.unlink(missing_ok=True)  # it may have arrived so, or be mended there: the next run looks
+            there = f"{self.url}/{path.relative_to(self.cache).as_posix()}"
+            raise InputError(str(error).replace(str(path), there)) from error
 
     def _count_shards(self, split: str) -> int:
         """Shards are numbered without a gap, so doubling and bisection find the last in about 2 log2(count) steps."""

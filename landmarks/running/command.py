@@ -2,8 +2,10 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -90,16 +92,24 @@ def limit_time(seconds: float) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and exit: 0, its own code, 2 for an `InputError`, 128 + signal after Ctrl-C or SIGTERM."""
+    """Run a command's `main` and exit: 0, its own code, 2 for an `InputError`, 128 + signal after Ctrl-C or SIGTERM.
+
+    A terminal that is closed (SIGHUP) asks it to end as well, except under nohup.
+    """
 
     def on_signal(number, _frame):
         if _signals:  # asked twice: end at once; files are written beside and renamed, so none is half-made
             os._exit(128 + number)
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
         _signals.append(number)
         stop_event.set()
 
+    _require_output()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, on_signal)
     message = None
     try:
         try:
@@ -135,6 +145,29 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError:  # which has been said, or comes after an error that has
         _cut_output()
     sys.exit(code)
+
+
+def _require_output() -> None:
+    """Give to nobody what nobody wants to hear, and have any text printed.
+
+    With `>&-` the next file that is opened would be taken for stdout, and be written into. The name of a file may be
+    no text at all, and an output may know no more than ASCII.
+    """
+    for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _leave_terminal() -> None:
+    """Give to nobody what was for a terminal that is gone, where writing would fail."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _cut_output() -> int:

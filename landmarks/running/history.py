@@ -29,7 +29,8 @@ def noted(work: Path) -> Iterator[None]:
         ended = "stopped" if isinstance(error, Stopped) else "refused" if isinstance(error, InputError) else "failed"
         raise
     finally:
-        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]).replace("\n", "\\n")
+        command = command.encode(errors="backslashreplace").decode()  # the name of a file may be no text
         row = began.isoformat(timespec="seconds"), round(time.monotonic() - start), ended, command, versions()
         with suppress(OSError):  # the run's own end counts
             append_rows(work / HISTORY, COLUMNS, [row])

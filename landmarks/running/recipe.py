@@ -61,8 +61,13 @@ class Recipe(BaseModel):
         flat: dict[str, object] = {}
         for section in self.model_dump(mode="json").values():
             flat |= section
+        try:
+            text = tomli_w.dumps(flat).encode()
+        except UnicodeEncodeError as error:
+            odd = next(value for value in flat.values() if error.object[error.start] in str(value))
+            raise InputError(f"{odd!r} is no UTF-8, as TOML has to be: give it another name") from error
         with whole(self.run.work / "recipe.toml") as part:
-            part.write_text(tomli_w.dumps(flat))
+            part.write_bytes(text)
 
     def is_new(self) -> bool:
         """Whether no model has been trained in the work folder, not for one mini-epoch."""

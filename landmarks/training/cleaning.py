@@ -67,18 +67,17 @@ def clean(
         if top > len(outdoor):
             raise InputError(f"--top {top} is more than the {len(outdoor)} categories in {categories}")
         scenes = Classifier(classifier, len(outdoor), image_size)
-        made_with = (
-            f"mirror {Path(mirror).resolve() if Path(mirror).is_dir() else mirror}, classifier {md5(classifier)}, "
-            f"categories {md5(categories)}, top {top}, image-size {scenes.image_size}, min-photos {min_photos}"
-        )
-        note = parts / "settings.txt"
-        if not note.exists():
-            shutil.rmtree(parts / "mirror", ignore_errors=True)  # of a run that found its mirror to be no good
-        elif (before := note.read_text()) != made_with:
-            raise InputError(f"{parts} was begun with {before}, now it is {made_with}; delete it or give another file")
     source = open_mirror(mirror, parts / "mirror" if classifier else None)
     source.require("train")
     train = source.train()
+    if classifier and categories:
+        made_with = (
+            f"mirror {source.digest('train')}, classifier {md5(classifier)}, "
+            f"categories {md5(categories)}, top {top}, image-size {scenes.image_size}, min-photos {min_photos}"
+        )
+        note = parts / "settings.txt"
+        if note.exists() and (before := note.read_text()) != made_with:
+            raise InputError(f"{parts} was begun with {before}, now it is {made_with}; delete it or give another file")
     photos = train[train.groupby("landmark_id")["id"].transform("size") >= min_photos]
     if photos.empty:
         raise InputError(f"no landmark of {mirror} has {min_photos} train photos; lower --min-photos")

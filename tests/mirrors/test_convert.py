@@ -130,6 +130,21 @@ def test_shrink_skips_done_shards_and_refuses_another_size(tmp_path, tiny_mirror
         convert.shrink(str(tiny_mirror), tmp_path / "out", 8)
 
 
+def test_shrink_goes_on_with_a_mirror_that_has_moved_and_with_no_other(tmp_path, tiny_mirror, serve):
+    server = serve(tiny_mirror)
+    server.faults["/test/images_000.tar"] = [lambda h: h.send_error(501)]
+    with pytest.raises(InputError, match="HTTP 501"):
+        convert.shrink(server.url, tmp_path / "out", 16)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.tar")}
+    other = make_mirror(tmp_path / "other", train=9)
+    for wrong in (serve(other).url, str(other)):
+        with pytest.raises(InputError, match="give another folder"):
+            convert.shrink(wrong, tmp_path / "out", 16)
+    convert.shrink(serve(tiny_mirror).url, tmp_path / "out", 16)
+    assert made and made.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*.tar")}.items()
+    assert read_all(tmp_path / "out", "test").keys() == read_all(tiny_mirror, "test").keys()
+
+
 def test_the_command_line(tmp_path):
     landmark_folders(tmp_path / "mine")
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import recipe_with, tars
+from conftest import make_mirror, recipe_with, tars
 
 import recognition
 import retrieval
 from landmarks.mirrors.web import WebMirror
 from landmarks.running import command
 from landmarks.running.command import InputError
+from landmarks.running.files import md5
 from landmarks.running.settings import MirrorSettings
 
 
@@ -71,6 +72,27 @@ def test_what_a_killed_run_left_is_used_kept_or_deleted(tiny_mirror, serve, tmp_
         assert shard.name == "images_001"
         assert tars(tmp_path) == ["images_001.tar", "images_004.tar"]  # what has cost most is kept
     assert not [path for path, _ in server.requests if path.endswith(".tar")]
+
+
+def test_what_came_from_one_address_is_not_taken_for_what_another_has(tiny_mirror, serve, tmp_path):
+    other = make_mirror(tmp_path / "other", train=9)
+    cache = tmp_path / "cache"
+    for folder in (tiny_mirror, other, tiny_mirror):
+        mirror = WebMirror(serve(folder).url, cache)
+        assert mirror.ids("train") == pd.read_csv(folder / "metadata/train.csv")["id"].tolist()
+        for shard in mirror.stream("train", ["images_000"]):
+            assert shard.path.read_bytes() == (folder / "train/images_000.tar").read_bytes()
+            assert mirror.fingerprint("train", "images_000") == md5(folder / "train/images_000.tar")
+            (cache / "train/images_000.tar.part").write_bytes(b"of a run that was killed")
+
+
+def test_a_table_that_is_malformed_is_downloaded_again_by_the_next_run(tiny_mirror, serve, tmp_path):
+    server = serve(tiny_mirror)
+    for table, read in (("train", WebMirror.train), ("train_label_to_category", WebMirror.categories)):
+        server.faults[f"/metadata/{table}.csv"] = [lambda h: h.send_range(b"id,landmark_id,category\n1")]
+        with pytest.raises(InputError, match=f"{table}.csv is not a CSV"):
+            read(WebMirror(server.url, tmp_path))
+        assert len(read(WebMirror(server.url, tmp_path)))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

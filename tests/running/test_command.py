@@ -1,7 +1,9 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -71,6 +73,32 @@ def test_output_that_nobody_reads_on(lines):
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + 13, "")
+
+
+def test_outputs_that_are_closed_get_nothing_and_lend_their_numbers_to_no_file(tmp_path):
+    program = """
+import os, sys
+from landmarks.running import command
+from landmarks.running.progress import Progress
+def main():
+    with open(sys.argv[1], "w") as file, command._mute_stderr():
+        os.write(1, b"said on 1")
+        os.write(2, b"said on 2")
+        print("said", *Progress(range(2)))
+    command.warn("warned")
+command.run(main)
+"""
+    command_line = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program, tmp_path / "file"]
+    assert subprocess.run(command_line, cwd=ROOT).returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_any_text_is_printed():
+    program = "from landmarks.running import command; command.run(lambda: print('caf\\udce9', '\u65e5'))"
+    for encoding, printed in (("utf-8", "caf\\udce9 \u65e5\n".encode()), ("ascii", b"caf\\udce9 \\u65e5\n")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True)
+        assert (done.returncode, done.stdout) == (0, printed), done.stderr.decode()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # Linux, as in CI, always has it
@@ -160,3 +188,39 @@ def test_check_stop_is_silent_until_asked():
     command.stop_event.set()
     with pytest.raises(Stopped):
         command.check_stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of Unix here")  # Linux, as in CI, always has them
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed_asks_to_stop_except_under_nohup(tmp_path, nohup):
+    program = """
+import sys, time
+from pathlib import Path
+from landmarks.running import command
+from landmarks.running.progress import say
+def main():
+    print("begun", flush=True)
+    time.sleep(0.5)  # the terminal is closed
+    for _ in range(2):
+        print("going on", flush=True)
+        say("and so is what is said")
+    Path(sys.argv[1]).write_text("asked" if command.stop_event.is_set() else "not asked")
+    command.check_stop()
+command.run(main)
+"""
+    terminal, side = os.openpty()
+    ignored = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    arguments = [sys.executable, "-c", program, str(tmp_path / "told")]
+    with subprocess.Popen(
+        [sys.executable, "-c", ignored, *arguments] if nohup else arguments,
+        cwd=ROOT, stdin=side, stdout=subprocess.DEVNULL if nohup else side, stderr=subprocess.DEVNULL if nohup else side,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(side)
+        if nohup:
+            time.sleep(0.5)
+        else:
+            assert os.read(terminal, 100).startswith(b"begun")
+        os.close(terminal)
+    assert process.returncode == (0 if nohup else 128 + 1)
+    assert (tmp_path / "told").read_text() == ("not asked" if nohup else "asked")

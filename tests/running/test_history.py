@@ -29,6 +29,14 @@ def test_each_run_is_a_line_with_its_command_and_versions(tmp_path, monkeypatch)
     )
 
 
+def test_a_command_with_any_name_in_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recognition.py", "--work", "caf\udce9", "--mirror", "two\nlines ü"])
+    with history.noted(tmp_path):
+        pass
+    assert rows(tmp_path)[0]["command"] == "python recognition.py --work 'caf\\udce9' --mirror 'two\\nlines ü'"
+    assert (tmp_path / history.HISTORY).read_text(encoding="utf-8").count("\n") == 2
+
+
 @pytest.mark.parametrize(
     ("error", "ended"), [(Stopped("time"), "stopped"), (InputError("bad"), "refused"), (RuntimeError("bug"), "failed")]
 )

@@ -328,3 +328,10 @@ def test_defaults_are_of_the_type_that_a_file_gives_back(tmp_path):
         fresh = type(section)()
         again = type(section)(**json.loads(fresh.model_dump_json()))
         assert repr(fresh.model_dump()) == repr(again.model_dump())
+
+
+def test_a_name_that_toml_cannot_hold_is_one_clear_line(tmp_path):
+    load(["--work", str(tmp_path / "caf\udce9"), "--mirror", "sample"]).keep()
+    with pytest.raises(InputError, match="udce9' is no UTF-8.*another name"):
+        load(["--work", str(tmp_path / "work"), "--mirror", "caf\udce9"]).keep()
+    assert not (tmp_path / "work/recipe.toml").exists()

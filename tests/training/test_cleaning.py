@@ -137,8 +137,9 @@ def test_results_of_other_settings_are_never_mixed(tmp_path, tiny_mirror, scenes
     clean(str(tiny_mirror), out, **given)
     before = out.read_bytes()
     (tmp_path / "io.txt").write_text(CATEGORIES.replace("alley 2", "alley 1"))
-    another_mirror = tmp_path / "another"
-    shutil.copytree(tiny_mirror, another_mirror)
+    another_mirror = make_mirror(tmp_path / "another", train=9)
+    shutil.copytree(tiny_mirror, tmp_path / "moved")
+    clean(str(tmp_path / "moved"), out, **given)
     for changed in (
         {"classifier": make_classifier(tmp_path / "other.keras", WEIGHTS + 1)},
         {"categories": tmp_path / "io.txt"},
