@@ -22,10 +22,11 @@ from landmarks.mirrors.build import (
     write_csv,
     write_shard,
 )
+from landmarks.mirrors.labelled import NO_LABEL
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import MAX_PHOTO_BYTES, Shard, valid_id
 from landmarks.mirrors.summary import summary
-from landmarks.mirrors.survey import Survey, read_file, require_enough, survey, survey_listed
+from landmarks.mirrors.survey import NUMBER, Survey, read_file, require_enough, survey, survey_listed
 from landmarks.running.command import InputError
 from landmarks.running.files import md5, require_space, whole
 from landmarks.running.locks import held
@@ -52,6 +53,8 @@ def import_folder(
             raise InputError(f"{given} is no folder")
         if out.resolve().is_relative_to(given):
             raise InputError(f"{out} lies in {given}, where photos are looked for; give another folder for the mirror")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the mirror")
     if none and folder.is_relative_to(none):
         raise InputError(f"--non-landmarks {none} holds {folder}; give a folder beside or in it")
     if nested and lists:
@@ -105,13 +108,19 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a cell too many would shift or hide a landmark
             photos = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
         photos = photos.reindex(columns=["id", "url", "landmark_id"])
-        photos["landmark_id"] = pd.to_numeric(photos["landmark_id"], errors="coerce").astype("Int64")
     except OSError as error:
         raise InputError(f"{csv} cannot be read: {error.strerror or error}; give the path of a CSV file") from error
     except (ValueError, TypeError, pd.errors.ParserWarning) as error:
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
+    stated = (
+        photos["landmark_id"].fillna("").str.strip().str.replace(r"\.0+$", "", regex=True)
+    )  # 7.0, as pandas may have it
+    is_none, is_number = stated.isin(NO_LABEL), stated.str.fullmatch(NUMBER)
+    photos["landmark_id"] = pd.array(
+        [int(one) if is_one else pd.NA for one, is_one in zip(stated, is_number, strict=True)], "Int64"
+    )
     if photos.empty:
         raise InputError(f"{csv} lists no photo: give a line with id and url for each, and landmark_id if it is known")
     if split == "divide":
@@ -124,10 +133,10 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
             SPLITS if split == "divide" else [split],
         )
         listed = photos["id"].map(printable)
-        useless = ~photos["id"].map(valid_id) | photos["id"].duplicated()
+        useless = ~photos["id"].map(valid_id) | photos["id"].duplicated() | ~(is_none | is_number)
         if split == "train":
-            useless |= photos["landmark_id"].isna()
-        record_failures(out, [(*row, "id unusable or repeated, or no landmark_id") for row in
+            useless |= is_none
+        record_failures(out, [(*row, "id unusable or repeated, or no landmark_id, a whole number") for row in
                                photos.loc[useless, ["id", "url"]].itertuples(index=False)])  # fmt: skip
         photos = photos[~useless]
         photos = _divide(photos, seed) if split == "divide" else photos.assign(split=split)

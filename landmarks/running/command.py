@@ -18,7 +18,10 @@ from landmarks.running.progress import say
 from landmarks.running.threads import cores
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-UNUSABLE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+UNUSABLE_PATH = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+GONE = {errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE}
 
 
 class InputError(Exception):
@@ -135,6 +138,12 @@ def run(main: Callable[[], int | None]) -> None:
             message = f"error: the disk failed: {os.strerror(reason)}{where}; check it and run the same command again"
         elif reason in UNUSABLE_PATH:
             message = f"error: {os.strerror(reason)}{where}; give another path or change its rights"
+        elif reason in GONE and filename:
+            message = f"error: {os.strerror(reason)}{where}; is its disk there? Then run the same command again"
+        elif reason in (errno.EMFILE, errno.ENFILE):
+            message = f"error: {os.strerror(reason)}{where}; raise `ulimit -n` and run the same command again"
+        elif isinstance(error, MemoryError) or reason == errno.ENOMEM:
+            message = f"error: no memory left ({error}); take smaller batches, parts or images, or a larger machine"
         else:
             raise
         code = 2

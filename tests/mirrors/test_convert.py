@@ -81,6 +81,13 @@ def test_import_is_deterministic_and_the_seed_matters(tmp_path):
     assert tables[0] == tables[1] != tables[2]
 
 
+def test_import_into_a_file_is_told_before_photos_are_looked_through(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file"):
+        convert.import_folder(landmark_folders(tmp_path / "mine"), tmp_path / "file", None, 0)
+    assert "looking through" not in capsys.readouterr().err
+
+
 def test_import_asks_for_the_space_of_all_photos_before_it_writes_one(tmp_path, monkeypatch):
     folder, out = landmark_folders(tmp_path / "mine"), tmp_path / "out"
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))

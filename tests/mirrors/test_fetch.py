@@ -109,6 +109,26 @@ def test_fetch_goes_on_after_the_last_whole_shard(tmp_path, serve, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default::pandas.errors.ParserWarning")  # as users have it
+def test_a_landmark_is_a_whole_number_to_its_last_digit_or_the_photo_is_passed_over(tmp_path, serve):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/0.jpg").write_bytes(jpeg(0))
+    stated = {"9007199254740993": 9007199254740993, "9007199254740992": 9007199254740992, "7.0": 7, " 8": 8}
+    passed_over = ["tower", "1.5", "1e3", "-7", "9" * 20, "\u0663"]
+    cells = [*stated, *passed_over, "", "None", "-1"]
+    url = f"{serve(tmp_path / 'web').url}/0.jpg"
+    rows = [f"{identity(n)},{url},{cell}" for n, cell in enumerate(cells)]
+    (tmp_path / "list.csv").write_text("\n".join(["id,url,landmark_id", *rows]), encoding="utf-8")
+    for split, none in (("train", 3), ("index", 0)):
+        out = tmp_path / split
+        convert.fetch(tmp_path / "list.csv", out, split, 100, threads=2, seed=0, allow_private=True)
+        assert set(FolderMirror(out).ids(split)) == {identity(n) for n in range(13) if n < 4 or n >= 10 + none}
+        known = pd.read_csv(out / f"metadata/{'train' if none else 'index_image_to_landmark'}.csv")
+        assert dict(zip(known["id"], known["landmark_id"], strict=True)) == {
+            identity(n): landmark for n, landmark in enumerate(stated.values())
+        }
+        assert len(pd.read_csv(out / "failed.csv")) == len(passed_over) + none
+
+
 @pytest.mark.parametrize(
     "text", ["id,link\na,b\n", "id,url,landmark_id\nabc1,http://127.0.0.1:9/a,b,5\nabc2,http://127.0.0.1:9/a,6,5\n"]
 )

@@ -61,6 +61,15 @@ def test_exit_codes(run):
     code, message = run(failing(PermissionError(errno.EACCES, "Permission denied", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "/x/y" in message
+    code, message = run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "No such file or directory (/x/y); is its disk there?" in message
+    code, message = run(failing(OSError(errno.EMFILE, "Too many open files", "/x/y")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "ulimit" in message
+    code, message = run(failing(MemoryError("Unable to allocate 9 TiB")))
+    assert (code, message.count("\n")) == (2, 1)
+    assert "no memory left (Unable to allocate 9 TiB)" in message
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # what waits in the buffer until the end, and what is written before
@@ -209,11 +218,14 @@ def main():
 command.run(main)
 """
     terminal, side = os.openpty()
-    ignored = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    ignored = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    )
     arguments = [sys.executable, "-c", program, str(tmp_path / "told")]
+    output = subprocess.DEVNULL if nohup else side
     with subprocess.Popen(
         [sys.executable, "-c", ignored, *arguments] if nohup else arguments,
-        cwd=ROOT, stdin=side, stdout=subprocess.DEVNULL if nohup else side, stderr=subprocess.DEVNULL if nohup else side,
+        cwd=ROOT, stdin=side, stdout=output, stderr=output,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     ) as process:  # fmt: skip
         os.close(side)
