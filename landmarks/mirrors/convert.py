@@ -114,13 +114,11 @@ def fetch(csv: Path, out: Path, split: str, size: int, threads: int, seed: int, 
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id: {error}") from error
     if photos[["id", "url"]].isna().any(axis=None):
         raise InputError(f"{csv} is not a CSV with the columns id,url,landmark_id")
-    stated = (
-        photos["landmark_id"].fillna("").str.strip().str.replace(r"\.0+$", "", regex=True)
-    )  # 7.0, as pandas may have it
-    is_none, is_number = stated.isin(NO_LABEL), stated.str.fullmatch(NUMBER)
-    photos["landmark_id"] = pd.array(
-        [int(one) if is_one else pd.NA for one, is_one in zip(stated, is_number, strict=True)], "Int64"
-    )
+    # Cell by cell: as a column of floats two large ids may become one. 7.0 is pandas' own way where a cell is empty.
+    stated = photos["landmark_id"].astype(object).fillna("").str.strip().str.replace(r"\.0+$", "", regex=True)
+    is_none, is_number = stated.isin(NO_LABEL), stated.str.fullmatch(NUMBER).astype(bool)
+    numbers = [int(one) if is_one else pd.NA for one, is_one in zip(stated, is_number, strict=True)]
+    photos["landmark_id"] = pd.array(numbers, "Int64")
     if photos.empty:
         raise InputError(f"{csv} lists no photo: give a line with id and url for each, and landmark_id if it is known")
     if split == "divide":

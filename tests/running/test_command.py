@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -203,36 +204,37 @@ def test_check_stop_is_silent_until_asked():
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_terminal_that_is_closed_asks_to_stop_except_under_nohup(tmp_path, nohup):
     program = """
-import sys, time
+import os, sys
+from contextlib import suppress
 from pathlib import Path
 from landmarks.running import command
 from landmarks.running.progress import say
 def main():
-    print("begun", flush=True)
-    time.sleep(0.5)  # the terminal is closed
+    Path("begun").touch()
+    with suppress(OSError):
+        os.read(0, 1)  # until the terminal is closed
     for _ in range(2):
         print("going on", flush=True)
         say("and so is what is said")
-    Path(sys.argv[1]).write_text("asked" if command.stop_event.is_set() else "not asked")
+    Path("told").write_text("asked" if command.stop_event.is_set() else "not asked")
     command.check_stop()
 command.run(main)
 """
     terminal, side = os.openpty()
-    ignored = (
-        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
-    )
-    arguments = [sys.executable, "-c", program, str(tmp_path / "told")]
     output = subprocess.DEVNULL if nohup else side
+
+    def begin() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     with subprocess.Popen(
-        [sys.executable, "-c", ignored, *arguments] if nohup else arguments,
-        cwd=ROOT, stdin=side, stdout=output, stderr=output,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=side, stdout=output, stderr=output, start_new_session=True, preexec_fn=begin,
     ) as process:  # fmt: skip
         os.close(side)
-        if nohup:
-            time.sleep(0.5)
-        else:
-            assert os.read(terminal, 100).startswith(b"begun")
+        while process.poll() is None and not (tmp_path / "begun").exists():
+            time.sleep(0.01)
         os.close(terminal)
     assert process.returncode == (0 if nohup else 128 + 1)
     assert (tmp_path / "told").read_text() == ("not asked" if nohup else "asked")
