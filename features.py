@@ -166,7 +166,8 @@ def seen_by(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, imag
     trained = _md5(*stamp(model_file)) if model_file.exists() else None
     scales = [] if settings.scales == [1.0] else [settings.scales, settings.scale_pooling]
     engine = [] if settings.engine == "keras" else [settings.engine]
-    return [trained, landmarks, image_size, settings.mirrored, *scales, *engine]
+    inner = [settings.inner_layers] if settings.inner_layers else []
+    return [trained, landmarks, image_size, settings.mirrored, *scales, *engine, *inner]
 
 
 def _write(path: Path, features: Features, whitening: Whitening | None, made_by: str) -> None:

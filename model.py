@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 
-from landmarks.networks.backbones import blocks, build_backbone, resolved
+from landmarks.networks.backbones import blocks, build_backbone, inner_maps, resolved
 from landmarks.networks.devices import placed
 from landmarks.networks.hub import is_foreign, require_sizes
 from landmarks.networks.layers import CosineHead, GeM, Normalization, RandomCropFlip, RandomShear, unit
@@ -114,7 +114,11 @@ def _take_weights(backbone: keras.Model, path: Path) -> None:
 
 
 def predictor(
-    model: keras.Model, mirrored: bool = False, sizes: Sequence[int] = (), scale_pooling: str = "mean"
+    model: keras.Model,
+    mirrored: bool = False,
+    sizes: Sequence[int] = (),
+    scale_pooling: str = "mean",
+    inner_layers: Sequence[str] = (),
 ) -> keras.Model:
     """(B, H, W, 3) photos to `embedding` (B, D) float32, L2-normalised, and the best classes of the head.
 
@@ -127,6 +131,14 @@ def predictor(
             as they come, once.
         scale_pooling: how the L2-normalised embeddings of the sizes become one: "mean"; "gem", their generalized mean
             with p = 3, of negative ones too; or "side_by_side".
+        inner_layers: layers of the backbone whose maps, averaged and L2-normalised, stand beside the embedding, which
+            is longer by their channels and L2-normalised again.
+
+    Raises:
+        InputError: the backbone has no such layer, or none with a map, or does not take photos of these sizes.
+
+    Source: Hariharan et al., "Hypercolumns for Object Segmentation and Fine-grained Localization", CVPR 2015, for
+    what a net knows at several depths, side by side.
     """
     has_head = any(layer.name == "landmark" for layer in model.layers)
     output = model.output
@@ -135,6 +147,8 @@ def predictor(
     elif has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
     both = keras.Model(model.input, [model.get_layer("embedding").output, output])
+    if inner_layers:
+        both = _with_inner_layers(both, inner_layers)
     for base in (layer for layer in model.layers if isinstance(layer, keras.Model)):
         require_sizes(base, sizes)
     shapes = [(size, size, 3) for size in sizes] or [model.input.shape[1:]]
@@ -151,6 +165,18 @@ def predictor(
         outputs |= {"landmark": top_landmark[:, 0], "score": top_score[:, 0]}
         outputs |= {"top_landmark": top_landmark, "top_score": top_score}
     return keras.Model(inputs if sizes else inputs[0], outputs)
+
+
+def _with_inner_layers(both: keras.Model, names: Sequence[str]) -> keras.Model:
+    """The model of embedding and head, but that the means of inner maps stand beside the embedding."""
+    number, base = next((i, layer) for i, layer in enumerate(both.layers) if isinstance(layer, keras.Model))
+    before = both.layers[number - 1].output
+    after = keras.Model(both.layers[number + 1].input, both.output)
+    inner = keras.Model(base.input, [base.output, *inner_maps(base, names)])
+    last, *maps = inner(before)
+    embedding, output = after(last)
+    parts = [unit(embedding), *(unit(ops.mean(ops.cast(one, "float32"), axis=(1, 2))) for one in maps)]
+    return keras.Model(both.input, [unit(ops.concatenate(parts, axis=-1)), output])
 
 
 def _generalized_mean(embeddings: list) -> keras.KerasTensor:

@@ -143,7 +143,8 @@ def check(recipe: Recipe) -> None:
             from landmarks.training import selection
 
             selection.check(one.photos, one.run.work)
-            backbones.check(one.model, one.embedding.sizes(one.model.image_size))
+            embedding = one.embedding
+            backbones.check(one.model, embedding.sizes(one.model.image_size), embedding.inner_layers)
 
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:

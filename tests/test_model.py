@@ -209,6 +209,40 @@ def test_several_scales_are_pooled(scale_pooling):
     np.testing.assert_allclose(found["score"], np.mean(heads, axis=0).max(axis=1), rtol=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "arcface", "none"])
+def test_inner_layers_stand_beside_the_embedding(tmp_path, loss):
+    models.save(build_small(loss=loss, embedding_size=0 if loss == "none" else 16), tmp_path / "model.keras")
+    model, images = models.load(tmp_path / "model.keras"), photos(3)
+    base = model.layers[BACKBONE]
+    names = ["conv_dw_11_relu", "conv_pw_5"]
+    seen = model.get_layer("normalization")(images)
+    maps = [ops.convert_to_numpy(keras.Model(base.input, base.get_layer(name).output)(seen)) for name in names]
+    plain = models.predict(models.predictor(model), images, 4)
+    found = models.predict(models.predictor(model, inner_layers=names), images, 4)
+    parts = [plain.pop("embedding"), *(one.mean((1, 2)) for one in maps)]
+    parts = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in parts]
+    np.testing.assert_allclose(found.pop("embedding"), np.concatenate(parts, axis=1) / np.sqrt(3), atol=1e-4)
+    assert found.keys() == plain.keys()
+    for name, expected in plain.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+
+
+def test_inner_layers_at_several_scales_and_mirrored():
+    model, large, small = build_small(backbone="Tiny"), photos(2, 64), photos(2, 32)
+    found = models.predict(models.predictor(model, True, [64, 32], "side_by_side", ["conv"]), [large, small], 4)
+    single = models.predictor(model, inner_layers=["conv"])
+    one_by_one = []
+    for images in (large, small):
+        views = [models.predict(single, view, 4)["embedding"] for view in (images, images[:, :, ::-1])]
+        one_by_one.append(sum(views) / np.linalg.norm(sum(views), axis=1, keepdims=True))
+    np.testing.assert_allclose(found["embedding"], np.concatenate(one_by_one, axis=1) / np.sqrt(2), atol=1e-4)
+
+
+def test_inner_layers_that_are_not_there_are_named():
+    with pytest.raises(InputError, match="has no layer conv_pw_55 with a map; did you mean conv_pw_5"):
+        models.predictor(build_small(), inner_layers=["conv_pw_55"])
+
+
 def test_an_arcface_model_gives_cosines_and_its_embedding():
     model = build_small(loss="arcface", embedding_size=16)
     assert model.get_layer("embedding").output.shape == (None, 16)

@@ -8,7 +8,7 @@ import keras
 
 def Tiny(include_top: bool, weights: None, input_shape: tuple) -> keras.Model:
     photos = keras.Input(input_shape)
-    x = keras.layers.Conv2D(8, 3, strides=4)(photos)
+    x = keras.layers.Conv2D(8, 3, strides=4, name="conv")(photos)
     return keras.Model(photos, keras.layers.ReLU()(keras.layers.BatchNormalization()(x)), name="tiny")
 
 

@@ -191,7 +191,7 @@ def _open(model: np.ndarray, settings: dict, image_size: int, how: tuple) -> Cal
 def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> keras.Model:
     model = models.load(folder / "model.keras")
     sizes = [] if settings.scales == [1.0] else settings.sizes(image_size)
-    return models.predictor(model, settings.mirrored, sizes, settings.scale_pooling)
+    return models.predictor(model, settings.mirrored, sizes, settings.scale_pooling, settings.inner_layers)
 
 
 class Embedder:
@@ -252,7 +252,8 @@ def as_one(run: RunSettings, settings: EmbeddingSettings) -> keras.Model:
         model = export.as_float32(model)
         headless = keras.Model(model.input, model.get_layer("embedding").output)  # heads may be most of the weights
         sizes = one.settings.sizes(one.image_size)
-        predictor = models.predictor(headless, one.settings.mirrored, sizes, one.settings.scale_pooling)
+        how = one.settings.mirrored, sizes, one.settings.scale_pooling, one.settings.inner_layers
+        predictor = models.predictor(headless, *how)
         embedding = predictor([Squash(size)(photo) for size in sizes])["embedding"]
         if one.whitening:
             mean, projection = one.whitening

@@ -40,18 +40,36 @@ def resolved(settings: ModelSettings) -> ModelSettings:
     return settings
 
 
-def check(settings: ModelSettings, sizes: Sequence[int] = ()) -> None:
+def check(settings: ModelSettings, sizes: Sequence[int] = (), inner_layers: Sequence[str] = ()) -> None:
     """Raise InputError where `build_backbone` would, without the time that Keras takes for random weights.
 
     Args:
         sizes: sides at which photos are to be embedded, in pixels.
+        inner_layers: as `inner_maps` takes them.
     """
     settings = resolved(settings)
-    if settings.weights == "none" and not hub.is_foreign(settings.backbone):
+    if settings.weights == "none" and not hub.is_foreign(settings.backbone) and not inner_layers:
         find_backbone(settings.backbone)
         return
     base, _ = build_backbone(settings)
     hub.require_sizes(base, sizes)
+    inner_maps(base, inner_layers)
+
+
+def inner_maps(base: keras.Model, names: Sequence[str]) -> list[keras.KerasTensor]:
+    """The maps, (B, h, w, C), of layers of a backbone. Raises InputError for one that is not there or has none."""
+    maps = {layer.name: layer.output for layer in base.layers if _is_map(getattr(layer, "output", None))}
+    for name in names:
+        if name not in maps:
+            close = get_close_matches(name, maps, n=3, cutoff=0.3) or list(maps)[-3:]
+            raise InputError(
+                f"--inner-layers: {base.name} has no layer {name} with a map; did you mean {' or '.join(close)}?"
+            )
+    return [maps[name] for name in names]
+
+
+def _is_map(output: object) -> bool:
+    return isinstance(output, keras.KerasTensor) and len(output.shape) == 4
 
 
 def build_backbone(settings: ModelSettings) -> tuple[keras.Model, Callable]:

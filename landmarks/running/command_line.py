@@ -21,7 +21,7 @@ FIRST = {
 }  # fmt: skip
 TYPES = {  # what pydantic says of them, in plain words; a setting's title says more
     "str": "TEXT", "int": "N", "float": "NUMBER", "Path": "FOLDER", "list[int]": "N,N", "list[float]": "NUMBER,NUMBER",
-    "list[Path]": "FOLDER,FOLDER", "dict[float,float]": "STEP=RATE",
+    "list[Path]": "FOLDER,FOLDER", "list[str]": "NAME,NAME", "dict[float,float]": "STEP=RATE",
 }  # fmt: skip
 EMPTY = (" (default: )", " (default: [])", " (default: {})")
 

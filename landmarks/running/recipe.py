@@ -159,6 +159,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         given["mirror"] = str(Path(given["mirror"]).resolve())
     if given.get("recognizer") == "head" or given.get("blend"):
         given.setdefault("beside", "")  # a head recognises alone, whatever a recipe has beside it
+    if given.get("beside") == "":
+        given.setdefault("model_weights", [])  # a recipe's are of two models
     if given.get("work") == "":
         raise InputError("--work is empty: name the folder for everything that is made")
     work = Path(given.get("work", "work"))

@@ -331,6 +331,9 @@ class EmbeddingSettings(Section):
     """sides at which a photo is embedded, as parts of image_size, like 1,0.71,1.41; takes as long as their squares"""
     scale_pooling: Literal["mean", "gem", "side_by_side"] = "mean"
     """how the embeddings of the scales become one: their mean, their generalized mean with power 3, or all of them"""
+    inner_layers: list[str] = []
+    """layers of the backbone whose maps are averaged too, beside the embedding, like blocks_10_add,blocks_14_add: what
+    the net knows at less depth, where details are; whitening then tells which of it counts. Takes no longer"""
     whitening: Literal["none", "pca", "lda", "learned"] = "none"
     """scale the directions of the embeddings, after training, by how much they vary; pca: over all train photos; lda:
     over those of one landmark; learned: over the pairs of one landmark"""

@@ -9,7 +9,7 @@ import numpy as np
 
 import model as models
 from landmarks.networks import engines
-from landmarks.networks.backbones import resolved
+from landmarks.networks.backbones import inner_maps, resolved
 from landmarks.networks.devices import accelerated
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 from landmarks.training import start
@@ -70,6 +70,7 @@ def needs(
     dimensions = model.embedding_size or network.get_layer("embedding").output.shape[-1]
     heads = {"softmax": 1, "arcface": model.subcentres}
     weights = network.count_params() + classes * dimensions * heads.get(model.loss, 0)
+    dimensions += sum(one.shape[-1] for one in inner_maps(backbone(network), embedding.inner_layers))
     if embedding.scale_pooling == "side_by_side":
         dimensions *= len(embedding.scales)
     kept = embedding.dimensions or dimensions

@@ -33,7 +33,9 @@ def trained(folder, seed, dimensions=0, **settings):
     models.save(net, folder / "model.keras")
     pd.DataFrame({"class": range(3), "landmark_id": [10, 20, 30]}).to_csv(folder / "labels.csv", index=False)
     if dimensions:
-        size = 8 * (len(recipe.embedding.scales) if recipe.embedding.scale_pooling == "side_by_side" else 1)
+        size = (8 + 8 * len(recipe.embedding.inner_layers)) * (
+            len(recipe.embedding.scales) if recipe.embedding.scale_pooling == "side_by_side" else 1
+        )
         rng = np.random.default_rng(seed)
         found = Whitening(*(rng.standard_normal(s).astype(np.float32) for s in (size, (size, dimensions))))
         note = ensemble._whitening_note(folder, models.load_labels(folder / "labels.csv"), recipe.embedding, 32)
@@ -47,7 +49,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "work"
     trained(
         folder, 1, 12, loss="arcface", scales=[0.75, 1.0, 1.5], scale_pooling="side_by_side", mirrored=True,
-        beside="small-frozen", model_weights=[1.0, 2.0],
+        inner_layers=["conv"], beside="small-frozen", model_weights=[1.0, 2.0],
     )  # fmt: skip
     trained(folder / "beside", 2, mirrored=False, loss="none", pooling="gem")
     return folder

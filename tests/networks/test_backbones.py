@@ -82,3 +82,11 @@ def test_a_file_that_points_to_another_is_refused(tmp_path):
         file[name][dataset] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "x")
     with pytest.raises(Exception, match="ExternalLink|external|Not allowed"):
         backbones._load_weights(net, lambda **_: net, str(path))
+
+
+def test_a_run_with_an_inner_layer_that_is_not_there_ends_before_it_begins():
+    settings = ModelSettings(backbone="MobileNet", weights="none")
+    backbones.check(settings, [64], ["conv_pw_5", "conv_pw_13_relu"])
+    for name in ("conv_pw_55", "photos"):
+        with pytest.raises(InputError, match=f"has no layer {name} with a map; did you mean"):
+            backbones.check(settings, [64], [name])

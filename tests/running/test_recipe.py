@@ -181,6 +181,13 @@ def test_an_empty_work_folder_is_no_folder():
         load(["--work", ""])
 
 
+@pytest.mark.parametrize("alone", [["--beside="], ["--recognizer=head"]])
+def test_without_the_model_beside_a_recipe_has_no_weights_of_two(tmp_path, alone):
+    both = ["--recipe", "small-ensemble", "--work", str(tmp_path)]
+    assert len(load(both).run.model_weights) == 2
+    assert load([*both, *alone]).run.model_weights == []
+
+
 def test_the_work_folder_remembers_its_settings(tmp_path):
     begun = load(["--work", str(tmp_path), "--image-size", "224", "--time-limit", "1h", "--recipe", "softmax"])
     begun.keep()

@@ -66,6 +66,8 @@ def test_to_be_compared_with_the_first_weights_takes_passes(accelerator):
 def test_disk_follows_weights_and_embeddings():
     frozen = forecast_of(loss="none").disk
     assert forecast_of(loss="none", scales=[1.0, 2.0], scale_pooling="side_by_side").disk - frozen == 2 * 300 * 8
+    both = forecast_of(loss="none", scales=[1.0, 2.0], scale_pooling="side_by_side", inner_layers=["conv"]).disk
+    assert both - frozen == 2 * 300 * (4 * 8 - 8)  # 8 channels of the inner map, at each scale
     whitened = forecast_of(loss="none", whitening="pca", dimensions=3).disk
     assert whitened - frozen == 2 * (300 * 3 + 100 * 8 - 300 * 8)  # 8 numbers a photo, of train photos before too
     weights = (frozen - 2 * 300 * 8) / 4
