@@ -159,7 +159,7 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         given["mirror"] = str(Path(given["mirror"]).resolve())
     if given.get("recognizer") == "head" or given.get("blend"):
         given.setdefault("beside", "")  # a head recognises alone, whatever a recipe has beside it
-    if given.get("beside") == "":
+    if given.get("beside") == "" and "models" not in given:
         given.setdefault("model_weights", [])  # a recipe's are of two models
     if given.get("work") == "":
         raise InputError("--work is empty: name the folder for everything that is made")
