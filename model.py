@@ -146,7 +146,7 @@ def predictor(
         output = model.get_layer("landmark")(model.get_layer("embedding").output, whole=True)
     elif has_head and _gives_logits(model.get_layer("landmark")):
         output = ops.softmax(output)
-    both = keras.Model(model.input, [model.get_layer("embedding").output, output])
+    both = keras.Model(model.input, [model.get_layer("embedding").output, *([output] if has_head else [])])
     if inner_layers:
         both = _with_inner_layers(both, inner_layers)
     for base in (layer for layer in model.layers if isinstance(layer, keras.Model)):
@@ -156,8 +156,8 @@ def predictor(
     embeddings, heads = [], []
     for photos in inputs:
         views = [both(photos), both(ops.flip(photos, axis=2))] if mirrored else [both(photos)]
-        embeddings.append(unit(sum(unit(embedding) for embedding, _ in views)))
-        heads += [scores for _, scores in views]
+        embeddings.append(unit(sum(unit(embedding) for embedding, *_ in views)))
+        heads += [scores for _, *head in views for scores in head]
     outputs = {"embedding": unit(POOL_SCALES[scale_pooling](embeddings))}
     if has_head:
         head = sum(heads) / len(heads)
@@ -168,15 +168,15 @@ def predictor(
 
 
 def _with_inner_layers(both: keras.Model, names: Sequence[str]) -> keras.Model:
-    """The model of embedding and head, but that the means of inner maps stand beside the embedding."""
+    """The model of embedding and head, if it has one, but that the means of inner maps stand beside the embedding."""
     number, base = next((i, layer) for i, layer in enumerate(both.layers) if isinstance(layer, keras.Model))
     before = both.layers[number - 1].output
     after = keras.Model(both.layers[number + 1].input, both.output)
     inner = keras.Model(base.input, [base.output, *inner_maps(base, names)])
     last, *maps = inner(before)
-    embedding, output = after(last)
+    embedding, *head = after(last)
     parts = [unit(embedding), *(unit(ops.mean(ops.cast(one, "float32"), axis=(1, 2))) for one in maps)]
-    return keras.Model(both.input, [unit(ops.concatenate(parts, axis=-1)), output])
+    return keras.Model(both.input, [unit(ops.concatenate(parts, axis=-1)), *head])
 
 
 def _generalized_mean(embeddings: list) -> keras.KerasTensor:

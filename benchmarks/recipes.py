@@ -40,9 +40,12 @@ RECIPES = {
     "bottleneck": "small-bottleneck", "softmax": "small", "triplet": "small-triplet", "ArcFace": "small-arcface",
     "ArcFace and frozen": "small-ensemble",
 }  # fmt: skip
-PLAIN = ["--whitening", "none", "--dimensions", "0"]
-WHITENED = "frozen three scales whitened"  # names of folders, where a comma would part two of them
-FROZEN = {"frozen three scales": PLAIN, WHITENED: []}  # beside those that the recipes start from
+PLAIN = ["--whitening", "none", "--dimensions", "0", "--rerank-by", "divide", "--database-augmentation", "0"]
+THREE = ["--scales", "0.75,1,1.25", "--inner-layers", "[]", "--pooling", "average"]
+WHITENED = "small-frozen"  # names of folders, where a comma would part two of them
+FROZEN = {  # beside those that the recipes start from
+    "frozen three scales": [*THREE, *PLAIN], "frozen three scales whitened": THREE, WHITENED: []
+}  # fmt: skip
 NEIGHBOURS = ["--recognizer", "neighbours"]
 RECOGNITION = {  # settings of recognition.py
     "class centres": ["--recognizer", "centres"],
@@ -120,7 +123,7 @@ def measure(mirror: str, seeds: range, work: Path) -> None:
 def frozen_start(recipe: str) -> tuple[str, list]:
     """What a recipe's net is before it has learnt anything: the name of the run, and its settings."""
     model = recipes.load(["--recipe", recipe]).model
-    settings = ["--scales", "1", "--image-size", model.image_size, "--pooling", model.pooling]
+    settings = ["--scales", "1", "--inner-layers", "[]", "--image-size", model.image_size, "--pooling", model.pooling]
     return f"frozen {model.image_size} px {model.pooling}", [*PLAIN, *settings]
 
 

@@ -148,7 +148,7 @@ plt.show()
 # %% [markdown]
 # ## Recognition, from start to end
 #
-# `recognition.py` does this with every shard, and more: the recipe `small-frozen` embeds each photo at three sizes,
+# `recognition.py` does this with every shard, and more: the recipe `small-frozen` embeds each photo at two sizes,
 # and *whitens*: what varies among the photos of one landmark counts less.
 
 

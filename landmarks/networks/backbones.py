@@ -62,9 +62,8 @@ def inner_maps(base: keras.Model, names: Sequence[str]) -> list[keras.KerasTenso
     for name in names:
         if name not in maps:
             close = get_close_matches(name, maps, n=3, cutoff=0.3) or list(maps)[-3:]
-            raise InputError(
-                f"--inner-layers: {base.name} has no layer {name} with a map; did you mean {' or '.join(close)}?"
-            )
+            meant = f"did you mean {' or '.join(close)}? [] is for none"
+            raise InputError(f"--inner-layers: {base.name} has no layer {name} with a map; {meant}")
     return [maps[name] for name in names]
 
 

@@ -174,7 +174,12 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     if before and given.get("recipe", before.run.recipe) == before.run.recipe:
         if base.parent == RECIPES or "recipe" not in given:
             base = kept
-    recipe = from_flat({**_read(base), **given}, base, given)
+    settings = _read(base)
+    weights = Path(given.get("weights") or "imagenet")
+    other_net = given.get("backbone", settings.get("backbone")) != settings.get("backbone")
+    if other_net or weights.suffix == ".onnx" or weights.is_dir():
+        given.setdefault("inner_layers", [])  # those of a recipe are its own backbone's
+    recipe = from_flat({**settings, **given}, base, given)
     if recipe.run.store and "store" not in given:
         raise InputError(
             f"{base}: store is for the command line, which brings the copy before: --store {recipe.run.store}"

@@ -188,6 +188,19 @@ def test_without_the_model_beside_a_recipe_has_no_weights_of_two(tmp_path, alone
     assert load([*both, *alone]).run.model_weights == []
 
 
+@pytest.mark.parametrize("other", [["--backbone=ResNet50"], ["--weights=net.onnx"], ["--weights=folder"]])
+def test_inner_layers_of_a_recipe_are_its_own_backbones(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    frozen = ["--recipe", "small-frozen", "--work", str(tmp_path / "work")]
+    kept = load(frozen).embedding.inner_layers
+    assert len(kept) > 1
+    for same in ([], ["--backbone=EfficientNetLite0"], ["--weights=none"], ["--weights=net.keras"]):
+        assert load([*frozen, *same]).embedding.inner_layers == kept
+    assert load([*frozen, *other]).embedding.inner_layers == []
+    assert load([*frozen, *other, "--inner-layers=one,two"]).embedding.inner_layers == ["one", "two"]
+
+
 def test_the_work_folder_remembers_its_settings(tmp_path):
     begun = load(["--work", str(tmp_path), "--image-size", "224", "--time-limit", "1h", "--recipe", "softmax"])
     begun.keep()
