@@ -47,6 +47,20 @@ def _store(value: str) -> str:
     return value
 
 
+def _hosts(value: str) -> str:
+    told = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(\d{1,5}),(\d{1,5}),(\d{1,5})", value, re.ASCII)
+    if value in ("", "auto"):
+        return value
+    if not told:
+        raise ValueError("give HOST:PORT,COUNT,NUMBER, like 10.0.0.1:1234,2,0, or auto")
+    port, count, number = map(int, told.groups()[1:])
+    if not 0 < port < 2**16:
+        raise ValueError(f"{port} is no port: 1 to 65535")
+    if not 0 <= number < count:
+        raise ValueError(f"of {count} hosts the numbers are 0 to {count - 1}")
+    return value
+
+
 def _csv(value: str) -> str:
     if value and (Path(value).suffix != ".csv" or Path(value).is_dir()):
         raise ValueError("give a file whose name ends in .csv, like submission.csv")
@@ -93,6 +107,10 @@ class RunSettings(Section):
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
     devices: Annotated[str, BeforeValidator(str), AfterValidator(_devices)] = Field("1", exclude=True, title="N|all")
     """GPUs or TPU cores of this machine that share each batch, in training and embedding, on JAX (KERAS_BACKEND=jax)"""
+    hosts: Annotated[str, AfterValidator(_hosts)] = Field("", exclude=True, title="auto|HOST:PORT,COUNT,NUMBER")
+    """hosts that train one model together, with all their devices, on JAX: where host 0 can be reached, how many they
+    are, and which one this is, like 10.0.0.1:1234,2,0; auto: as Slurm, Open MPI or a TPU pod tells; empty: this one
+    alone"""
     store: Annotated[str, AfterValidator(_store)] = Field("", exclude=True, title="URL")
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""
