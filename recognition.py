@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from landmarks.neighbours.probability import Curve
 
 LOST_HOST = (
-    "the training on several hosts broke off, since one of them was lost, or the network between them: the last "
+    "the hosts broke off, since one of them was lost, did not come within five minutes or cannot be reached: the last "
     "checkpoint is kept, and the same command, on all hosts, goes on from there"
 )
 

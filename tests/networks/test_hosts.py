@@ -239,25 +239,17 @@ def test_an_address_that_cannot_be_is_told_at_once(monkeypatch):
             hosts.join(f"127.0.0.1:{port},2,0")
 
 
-JOIN = """
-import sys
-from landmarks.running import command
-from landmarks.networks import hosts
-hosts.JOIN_SECONDS = 3
-command.run(lambda: hosts.join(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("place", "reason"),
-    [
-        ("127.0.0.1:{port},2,0", "not all hosts were there"),
-        ("127.0.0.1:{port},2,1", "not all"),
-        ("auto", "neither Slurm"),
-    ],
-)
-def test_nobody_there_is_one_clear_line(place, reason):
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_host_that_waits_in_vain_ends(monkeypatch, number):
     pytest.importorskip("jax", reason="pip install jax")
-    process = start(JOIN, place.format(port=free_port()))
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2 and reason in said and len(said.splitlines()) == 1, said
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(apart.Died, match="JAX distributed service"):
+        apart.run(hosts.join, f"127.0.0.1:{free_port()},2,{number}", 3)
+
+
+def test_without_a_cluster_nobody_tells_where_the_hosts_are(monkeypatch, capfd):
+    pytest.importorskip("jax", reason="pip install jax")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(SystemExit):
+        apart.run(hosts.join, "auto")
+    assert capfd.readouterr().err.startswith("error: --hosts auto: neither Slurm nor Open MPI nor a TPU pod")
