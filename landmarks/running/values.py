@@ -1,4 +1,4 @@
-"""What the texts of some settings may be: shards, devices, hosts, a CSV; else a ValueError that says so"""
+"""What the texts of some settings may be: shards, devices, hosts, a CSV; a ValueError says what is wrong."""
 
 import re
 from pathlib import Path
