@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 
+from landmarks.networks import hosts
 from landmarks.networks.backbones import blocks, build_backbone, inner_maps, resolved
 from landmarks.networks.devices import placed
 from landmarks.networks.hub import is_foreign, require_sizes
@@ -206,7 +207,8 @@ def predict(
     given = [photos] if isinstance(photos, np.ndarray) else photos
     filled = [np.concatenate([some, np.zeros((batch_size - len(some), *some.shape[1:]), some.dtype)]) for some in given]
     on_device = [placed(some) for some in filled]
-    found = predictor.predict_on_batch(on_device[0] if isinstance(photos, np.ndarray) else on_device)
+    taken = on_device[0] if isinstance(photos, np.ndarray) else on_device
+    found = hosts.predict(predictor, taken) if hosts.count > 1 else predictor.predict_on_batch(taken)
     return {name: np.asarray(array)[: len(given[0])] for name, array in found.items()}
 
 

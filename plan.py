@@ -5,7 +5,8 @@
 recognition.py and retrieval.py together, on an empty work folder. Without --device it is this machine, whose speed at
 the recipe's network is measured, in seconds, and at products of matrices, by which all else goes. Machines of other
 kinds have the rates that landmarks/training/rates.toml tells, each measured or estimated. The public mirror is known
-without asking for it. The machines share the shards of what is embedded, and exact searches; one of them trains.
+without asking for it. The machines share the shards of what is embedded, and exact searches; one of them trains, or,
+with --hosts, all.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def show(recipe: Recipe, machines: int, name: str, megabytes: int, times: int) -
         cached = min(1, recipe.source.cache_size * 1e9 / pixels) if recipe.source.cache else 0
         stages += plan.network_stages(
             needs, seconds, machine, counts, one.training, one.embedding, machines, splits, cached,
-            one.run.checkpoint_minutes,
+            one.run.checkpoint_minutes, machines if recipe.run.hosts else 1,
         )  # fmt: skip
     stages += plan.search_stage(counts, dimensions, device, recipe.run, recipe.recognition, recipe.retrieval, machines)
     stages += plan.verification_stage(counts, device, machine, recipe.verification, machines)

@@ -19,6 +19,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.report import ending, tracking
 from landmarks.running import command
 from landmarks.running import recipe as recipes
+from landmarks.running.command import InputError
 from landmarks.running.files import make_writable, whole
 from landmarks.running.history import noted
 from landmarks.running.locks import held
@@ -27,10 +28,16 @@ from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, solutions, submissions
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from landmarks.neighbours.nonlandmarks import References
     from landmarks.neighbours.probability import Curve
+
+LOST_HOST = (
+    "the hosts broke off, since one of them was lost, did not come within five minutes or cannot be reached: the last "
+    "checkpoint is kept, and the same command, on all hosts, goes on from there"
+)
 
 
 def main() -> None:
@@ -41,11 +48,64 @@ def main() -> None:
     make_writable(run.work)
     if run.submission:
         make_writable(Path(run.submission).parent)
+    if run.hosts and not is_first(recipe):
+        return
     check(recipe)
     with held(run.work, *run.folders), work_copy.kept(run.work, run.store):
         with noted(run.work):
             recognise(recipe)
         ending.keep(run, recipe.source, recipe.training.seed, recipe.model_dump(mode="json"), "recognition")
+
+
+def is_first(recipe: Recipe) -> bool:
+    """Train with other hosts, in a process of its own, which falls with any of them; and whether this is the first."""
+    from landmarks.running import apart
+
+    try:
+        number = apart.run(train_together, recipe)
+    except apart.Died as died:
+        if "JAX distributed service" not in str(died):  # whose way it is to end where it hears no more of a host
+            print(died, file=sys.stderr)
+        raise InputError(LOST_HOST) from died
+    if number:
+        print(f"host {number} is done: the model is trained, and host 0 goes on")
+    return not number
+
+
+def train_together(recipe: Recipe) -> int:
+    """This host's part in the training, up to the last checkpoint of each model, which host 0 has; its number."""
+    command.prepare_backend()
+    from landmarks.networks import hosts
+
+    hosts.join(recipe.run.hosts)
+    own = Path("hosts", str(hosts.number)) if hosts.number else Path()  # within a work folder, which hosts may share
+    folders, store = [folder / own for folder in recipe.run.folders], "" if hosts.number else recipe.run.store
+    with hosts.lost(LOST_HOST):
+        check(recipe)
+        for one in [recipe, *recipe.beside()]:
+            hosts.require_alike("settings", {"beside": one.run.beside, **one.fixed()})
+        with held(*folders), work_copy.kept(recipe.run.work, store), noted(folders[0]):
+            train_models(recipe, folders)
+        hosts.leave()
+    for folder in folders if hosts.number else ():
+        shutil.rmtree(folder)
+    return hosts.number
+
+
+def train_models(recipe: Recipe, folders: list[Path]) -> None:
+    """With the other hosts, each model in a folder of this one's."""
+    from landmarks.mirrors.open import open_mirror
+    from landmarks.networks import hosts
+    from landmarks.training.run import train
+
+    mirror = open_mirror(recipe.source.mirror, folders[0] / "mirror", recipe.training.seed, recipe.source)
+    mirror.require("train", "test")
+    for one, folder in zip([recipe, *recipe.beside()], folders, strict=True):
+        one = one.model_copy(update={"run": one.run.model_copy(update={"work": folder})})
+        one.keep()
+        if hosts.of_all(one.model.loss == "none" or (folder / "model.keras").exists())[0]:
+            continue
+        train(one.run, one.model, one.training, mirror, *learnt(one, mirror))
 
 
 def recognise(recipe: Recipe) -> None:
@@ -124,11 +184,11 @@ def check(recipe: Recipe) -> None:
     if source.solution:
         solutions.read_recognition_solution(Path(source.solution))
     command.prepare_backend()
-    if run.devices != "1":
+    if run.devices != "1" or run.hosts:
         from landmarks.networks import devices
 
         made = [recipes.of(folder) for folder in run.models] or [recipe, *recipe.beside()]
-        devices.share(run.devices, [one.divisible() for one in made])
+        devices.share("all" if run.hosts else run.devices, [one.divisible() for one in made])
     if recipe.embedding.engine != "keras":
         from landmarks.networks import engines
 
@@ -149,21 +209,27 @@ def check(recipe: Recipe) -> None:
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:
     """Say what a first run, of this script and retrieval.py, will take: time on this machine, and disk."""
-    from landmarks.training import selection
     from landmarks.training.forecast import forecast
 
     new = [] if recipe.run.models else [one for one in [recipe, *recipe.beside()] if one.is_new()]
     if not new:
         return
-    photos = selection.train_photos(recipe.photos, mirror, recipe.run.work)
-    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
-    learnt = int(photos["landmark_id"].isin(landmarks).sum())
+    photos, landmarks = learnt(recipe, mirror)
+    count = int(photos["landmark_id"].isin(landmarks).sum())
     seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
-    counts = learnt, len(landmarks), seen, len(mirror.shard_names("train"))
+    counts = count, len(landmarks), seen, len(mirror.shard_names("train"))
     needs = [forecast(one.model, one.training, one.embedding, *counts, bool(one.run.beside)) for one in new]
     training, embedding, disk = map(sum, zip(*needs, strict=True))
-    trains = f"{time_of(training)} to train on {learnt:,} photos and " if training else ""
+    trains = f"{time_of(training)} to train on {count:,} photos and " if training else ""
     print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")
+
+
+def learnt(recipe: Recipe, mirror: Mirror) -> "tuple[pd.DataFrame, np.ndarray]":
+    """`id` and `landmark_id` of the train photos that may be learnt from, and the landmarks that are, (classes,)."""
+    from landmarks.training import selection
+
+    photos = selection.train_photos(recipe.photos, mirror, recipe.run.work)
+    return photos, selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
@@ -172,14 +238,13 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
     import pandas as pd
 
     import model as models
-    from landmarks.training import selection, validation
+    from landmarks.training import validation
     from landmarks.training.run import CHECKPOINTS, train
 
     work = recipe.run.work
     path = work / "model.keras"
     if not path.exists():
-        photos = selection.train_photos(recipe.photos, mirror, work)
-        landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
+        photos, landmarks = learnt(recipe, mirror)
         with whole(work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
         if recipe.model.loss == "none":
@@ -203,12 +268,11 @@ def whiten(recipe: Recipe, mirror: Mirror) -> None:
     if recipe.embedding.whitening == "none":
         return
     from landmarks.neighbours import ensemble
-    from landmarks.training import selection
 
-    work = recipe.run.work
-    photos = selection.train_photos(recipe.photos, mirror, work)
-    landmarks = selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
-    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster)
+    photos, landmarks = learnt(recipe, mirror)
+    ensemble.whiten(
+        recipe.run.work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster
+    )
 
 
 def predict(

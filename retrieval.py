@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from landmarks.neighbours.search import Neighbours
 
 UNUSED = recipes.FIXED | {  # what a trained work folder has settled, and what is recognition.py's alone
-    "checkpoint_minutes", "blend", "non_landmarks", "penalty", "penalty_weight", "most_predicted", "calibrate",
+    "checkpoint_minutes", "hosts", "blend", "non_landmarks", "penalty", "penalty_weight", "most_predicted", "calibrate",
     "non_landmark_share", "verify", "inlier_weight", "comparisons", "verify_budget",
 }  # fmt: skip
 

@@ -184,7 +184,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _is_kept(name: str) -> bool:
-    """Whether a file is copied: all but downloads, the sample, locks, and what is not whole yet."""
+    """Whether a file is copied: all but downloads, the sample, locks, other hosts' own, and what is not whole yet."""
     parts = PurePosixPath(name).parts
     unfinished = any(part.startswith(("part-", ".")) or part.endswith(".part") for part in parts)
-    return bool(parts) and parts[0] not in ("mirror", "/") and not unfinished
+    return bool(parts) and parts[0] not in ("mirror", "hosts", "/") and not unfinished

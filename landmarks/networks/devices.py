@@ -1,14 +1,15 @@
 """What Keras' back end computes on: one device, or several that share batches, and the classes of a large head."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from landmarks.networks import hosts
 from landmarks.running.command import InputError
 
 PARTS = "parts"  # the name of a weight whose last axis is shared out
@@ -48,7 +49,7 @@ def share(devices: str, divisible: Sequence[Mapping[str, int]] = ()) -> None:
         raise InputError(f"--devices {devices}: JAX finds {len(there)} here ({', '.join(there[:8])})")
     for name, size in [pair for sizes in divisible for pair in sizes.items()]:
         if size % count:
-            raise InputError(f"{count} devices cannot share {name} {size} equally; give other --devices")
+            raise InputError(f"{count} devices cannot share {name} {size} equally; give other --devices or --hosts")
     mesh = keras.distribution.DeviceMesh((count,), [AXIS], there[:count])
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[f".*/{PARTS}"] = (None, None, AXIS)
@@ -66,6 +67,13 @@ def alone() -> Iterator[None]:
         keras.distribution.set_distribution(sharing)
 
 
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """As `alone`, and in this host's own memory: for what is too large for any device, and not to be trained there."""
+    with alone(), keras.device("cpu:0"):
+        yield
+
+
 def require_shared(model: keras.Model) -> None:
     """Raise InputError if a device has more of a weight in parts than its own, of which Keras would not say a word."""
     sharing = keras.distribution.distribution()
@@ -76,11 +84,39 @@ def require_shared(model: keras.Model) -> None:
 
 
 def placed(array: Any) -> Any:
-    """An array (B, ...) on the device, or of each device that shares batches its part of the rows."""
-    sharing = keras.distribution.distribution()
+    """An array (B, ...) on the device, or of each device that shares batches its part of the rows.
+
+    Each of several hosts has all of it.
+    """
+    return placing()(array)
+
+
+def placing() -> Callable[..., Any]:
+    """`placed`, to be called from any thread: Keras knows in each by itself who shares batches.
+
+    It takes B as well, where the array has no more than this host's rows.
+    """
+    return partial(_placed, keras.distribution.distribution())
+
+
+def _placed(sharing: Any, array: Any, rows: int | None = None) -> Any:
     if sharing is None:
         return ops.convert_to_tensor(array)
-    return keras.distribution.distribute_tensor(np.asarray(array), sharing.get_data_layout(array.shape))
+    layout = sharing.get_data_layout(array.shape)
+    if hosts.count == 1:
+        return keras.distribution.distribute_tensor(np.asarray(array), layout)
+    import jax
+
+    shape = (rows or len(array), *array.shape[1:])
+    return jax.make_array_from_process_local_data(layout.backend_layout, np.asarray(array), shape)
+
+
+def own_rows(array: Any) -> Any:
+    """What Keras' training on a batch takes of an array that is placed: of several hosts this one's rows."""
+    if hosts.count == 1 or array is None:
+        return array
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Recipe(BaseModel):
         if begun != name:
             raise InputError(f"{folder} was begun with the recipe {begun}, not {name}; give another --work")
         shared = {**self.source.model_dump(), **self.photos.model_dump(), "seed": self.training.seed}
-        of_run = ("checkpoint_minutes", "shards", "index_parts", "search", "devices", "cluster")
+        of_run = ("checkpoint_minutes", "shards", "index_parts", "search", "devices", "cluster", "hosts")
         shared |= {name: getattr(self.run, name) for name in of_run}
         shared["engine"] = self.embedding.engine
         return [from_flat({**kept, **shared, "recipe": name, "work": folder, "beside": ""}, path)]
@@ -117,6 +117,11 @@ class Recipe(BaseModel):
             raise ValueError("flatten needs photos of one size: --scales 1")
         if self.training.bottleneck_epochs and self.model.loss in ("triplet", "none"):
             raise ValueError("bottleneck_epochs train a head: --loss softmax or arcface")
+        if self.run.hosts and (self.model.loss == "triplet" or self.training.bottleneck_epochs or self.run.models):
+            raise ValueError(
+                "several hosts train by --loss softmax or arcface, with --bottleneck-epochs 0, and one --work: leave "
+                "out --hosts"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from landmarks.running import values
+
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = "beside"  # in a work folder: that of the model beside its own
 STORES = ("s3://", "gs://")  # object stores, by fsspec
@@ -27,29 +29,9 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
-def _range(value: str) -> str:
-    if not re.fullmatch(r"([0-9]+:[0-9]+)?", value):
-        raise ValueError("give two numbers, like 0:17")
-    if value and int(value.split(":")[0]) >= int(value.split(":")[1]):
-        raise ValueError("give the smaller number first, like 0:17")
-    return value
-
-
-def _devices(value: str) -> str:
-    if value != "all" and not re.fullmatch("[1-9][0-9]{0,5}", value):
-        raise ValueError("give a number of devices, or all")
-    return value
-
-
 def _store(value: str) -> str:
     if value and not value.startswith(STORES):
         raise ValueError(f"give a URL of {' or '.join(STORES)}")
-    return value
-
-
-def _csv(value: str) -> str:
-    if value and (Path(value).suffix != ".csv" or Path(value).is_dir()):
-        raise ValueError("give a file whose name ends in .csv, like submission.csv")
     return value
 
 
@@ -87,12 +69,18 @@ class RunSettings(Section):
     side; none where empty"""
     time_limit: Seconds = Field(0, ge=0, le=1e9, exclude=True, title="TIME")
     """end cleanly after this time (seconds, or like 11h30m), so that the same command goes on later; 0: no limit"""
-    submission: Annotated[str, AfterValidator(_csv)] = Field("", exclude=True, title="FILE.csv")
+    submission: Annotated[str, AfterValidator(values.csv)] = Field("", exclude=True, title="FILE.csv")
     """write the submission here too, under the name that a competition wants, like submission.csv"""
-    shards: Annotated[str, AfterValidator(_range)] = Field("", exclude=True, title="FROM:TO")
+    shards: Annotated[str, AfterValidator(values.span)] = Field("", exclude=True, title="FROM:TO")
     """embed only these shards of each split, like 0:17 (17 is left out), so that several runs share the work"""
-    devices: Annotated[str, BeforeValidator(str), AfterValidator(_devices)] = Field("1", exclude=True, title="N|all")
+    devices: Annotated[str, BeforeValidator(str), AfterValidator(values.devices)] = Field(
+        "1", exclude=True, title="N|all"
+    )
     """GPUs or TPU cores of this machine that share each batch, in training and embedding, on JAX (KERAS_BACKEND=jax)"""
+    hosts: Annotated[str, AfterValidator(values.hosts)] = Field("", exclude=True, title="auto|HOST:PORT,COUNT,NUMBER")
+    """hosts that train one model together, with all their devices, on JAX: where host 0 can be reached, how many they
+    are, and which one this is, like 10.0.0.1:1234,2,0; auto: as Slurm, Open MPI or a TPU pod tells; empty: this one
+    alone"""
     store: Annotated[str, AfterValidator(_store)] = Field("", exclude=True, title="URL")
     """where a copy of the work folder is kept, s3://... or gs://...; `--work URL` sets it, and works in a folder of
     that name here"""

@@ -98,16 +98,18 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
 def network_stages(
     needs: Needs, pass_seconds: float, machine: Machine, counts: Counts, training: TrainingSettings,
     embedding: EmbeddingSettings, machines: int, splits: Collection[str], cached: float = 0, minutes: float = 0,
+    trained_by: int = 1,
 ) -> list[Stage]:  # fmt: skip
     """Training and embedding by one model; photos are streamed through, so the slowest of three bounds a stage.
 
-    Shards are read anew in each epoch. Shards are embedded by all machines, one machine trains.
+    Shards are read anew in each epoch. Shards are embedded by all machines.
 
     Args:
         pass_seconds: of one machine.
         splits: what is embedded.
         cached: the part of the photos that are learnt from which is kept decoded after the first epoch.
         minutes: between checkpoints; 0: one after each mini-epoch.
+        trained_by: so many machines together; what they wait for each other's gradients is left out.
     """
 
     def stage(name: str, passes: float, split: str, times: float, share: float, shared_by: int, disk: float) -> Stage:
@@ -130,7 +132,7 @@ def network_stages(
         checkpoints = needs.weights * BYTES * 7
         one = stage(
             "train", needs.trained, "train", 1 + (training.epochs - 1) * (1 - cached),
-            counts.learnt / counts.photos["train"], 1, checkpoints,
+            counts.learnt / counts.photos["train"], trained_by, checkpoints,
         )  # fmt: skip
         found.append(one._replace(memory=one.memory + needs.weights * BYTES * (TRAINED_HEAD - 1)))
         saves = one.seconds / (60 * minutes) if minutes else needs.mini_epochs

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 import model as models
 from landmarks.mirrors.base import Mirror
+from landmarks.networks import devices, hosts
 from landmarks.networks.whitening import Method
 from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
@@ -39,6 +41,9 @@ def train(
     passed over. With `bottleneck_epochs` the top learns before, so that no backbone is trained under a random top. With
     `compare_start` a model that finds held-out photos no better than its first weights, whitened, gives way to these,
     which have no head, unless one is needed or another model stands beside it.
+
+    On several hosts it is trained to the last checkpoint, which host 0 has: what it gives counts for nothing, and the
+    same on host 0 alone goes on.
 
     Args:
         whitening: what follows, by which the model is compared.
@@ -71,10 +76,17 @@ def train(
         )  # fmt: skip
         source, batches = cache, cache.batches
     total = training.epochs * (1 if by_triplets else len(names))
-    trainer = Trainer(run, model, training, classes, total, batches=batches)
+    begun = run, model, training, classes, total
+    if hosts.count > 1:
+        begin_alike(*begun)
+    trainer = Trainer(*begun, batches=batches)
     validation = Validation(
         mirror, held_names, held_classes, run.work, training.validation_images, model.image_size, training.batch_size
     )
+    if hosts.count > 1:
+        learnt = digest(names, "\n".join(classes.index).encode(), classes.to_numpy("int64"))
+        held = digest(*validation.batches, validation.classes)
+        hosts.require_alike("photos", {"learnt": learnt, "held out": held})
     if training.keep_best and not validation.is_query.any():
         held_out_photos = len(validation.classes)
         print(f"no landmark has two of the {held_out_photos} held-out photos: the last model is kept, not the best")
@@ -85,12 +97,13 @@ def train(
             scores = validation.scores(trainer.model)
             print("the top is trained:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
         transfer.clear(run.work)
-    done = len(trainer.history)
     if by_triplets:
-        drawn = triplets.mini_epochs(model, training, mirror, names, classes, run.work, trainer.model, done)
+        drawn = triplets.mini_epochs(model, training, mirror, names, classes, run.work, trainer.model, trainer.done)
     else:
-        drawn = stream(training, source, names, classes, done)
+        drawn = stream(training, source, names, classes, trainer.done)
     trainer.train(drawn, validation.scores)
+    if hosts.count > 1:
+        return trainer.model
     trained = models.load(trainer.best) if trainer.best.exists() else trainer.model
     if not training.compare_start or run.beside or model.weights == "none":
         return trained
@@ -125,6 +138,16 @@ def _claim(work: Path, classes: pd.Series) -> None:
         part.write_text(photos)
 
 
+def begin_alike(run: RunSettings, *arguments: Any) -> None:
+    """Host 0's last checkpoints, or that of a model which has not learnt yet, are in the work folders of all hosts."""
+    paths = [run.work / name for name in CHECKPOINTS]
+    if hosts.number == 0 and not any(path.exists() for path in paths):
+        with devices.in_memory():
+            Trainer(run, *arguments).save()
+    for path in paths:
+        hosts.bring(path)
+
+
 def _train_top(
     run: RunSettings,
     model: ModelSettings,
@@ -143,5 +166,5 @@ def _train_top(
         transfer.FeatureBatches,
     )  # fmt: skip
     shards = transfer.FeatureShards(folder, backbone.output["features"].shape[1:])
-    trainer.train(stream(stage, shards, names, classes, len(trainer.history)), lambda _: {})
+    trainer.train(stream(stage, shards, names, classes, trainer.done), lambda _: {})
     top.set_weights(trainer.model.get_weights())

@@ -10,6 +10,7 @@ import pandas as pd
 
 from generators import shuffled
 from landmarks.mirrors.shards import Shard
+from landmarks.networks import hosts
 from landmarks.networks.layers import register
 from landmarks.running.settings import TrainingSettings
 
@@ -20,17 +21,39 @@ class Source(Protocol):
     def stream(self, split: str, names: list[str]) -> Iterator[Shard]: ...
 
 
+class NoShard:
+    """What a host has in a round of fewer shards than hosts."""
+
+    name = "no shard"
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+
+    def read(self, identity: str) -> bytes:
+        raise KeyError(identity)
+
+    def close(self) -> None:
+        pass
+
+
 def stream(
     settings: TrainingSettings, source: Source, names: list[str], classes: pd.Series, done: int
 ) -> Iterator[tuple[Shard, list[str]]]:
-    """Shard after shard and, in the order of training, its photos that have a class; the first `done` are left out."""
+    """Shard after shard and, in the order of training, its photos that have a class; the first `done` are left out.
+
+    Of several hosts each takes every so many-th shard: a round is of as many shards as there are hosts.
+    """
     order = [names[i] for epoch in range(settings.epochs) for i in shuffled(len(names), settings.seed, epoch)]
-    for number, shard in enumerate(source.stream("train", order[done:]), done):
+    first, each = done + hosts.number, settings.batch_size // hosts.count
+    for turn, shard in enumerate(source.stream("train", order[first :: hosts.count])):
         ids = [identity for identity in shard.ids if identity in classes.index]
-        ids = [ids[i] for i in shuffled(len(ids), settings.seed, number)]
+        ids = [ids[i] for i in shuffled(len(ids), settings.seed, first + turn * hosts.count)]
         # Filled up with the first photos, so that every batch has one shape: JAX compiles anew for each.
-        steps = -(-len(ids) // settings.batch_size)
-        yield shard, np.resize(ids, steps * settings.batch_size).tolist() if ids else []
+        steps = -(-len(ids) // each)
+        yield shard, np.resize(ids, steps * each).tolist() if ids else []
+    if 0 < (len(order) - done) % hosts.count <= hosts.number:
+        yield NoShard(), []
 
 
 def learning_rate(settings: TrainingSettings, mini_epochs: float, total: int) -> float:

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from landmarks.networks.devices import own_rows
+
 
 class Steps:
     """Consecutive training steps of a compiled model; the figures are means since the first of them.
@@ -27,7 +29,8 @@ class Steps:
             self.model.reset_metrics()
         if self.model.train_function is None:
             self.model.optimizer.learning_rate.assign(learning_rate)
-            self._logs = self.model.train_on_batch(photos, targets, weights, return_dict=True)
+            given = map(own_rows, (photos, targets, weights))
+            self._logs = self.model.train_on_batch(*given, return_dict=True)
         elif keras.backend.backend() == "jax":
             if self._state is None:
                 self._state = tuple([variable.value for variable in group] for group in self._variables())

@@ -14,7 +14,7 @@ FAST = plan.Machine(1e15, 1e15, 1e12, 1e15, True)
 
 
 def stages(
-    machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, minutes=0, **settings
+    machine=FAST, pass_seconds=1.0, counts=COUNTS, machines=1, cached=0.0, minutes=0, trained_by=1, **settings
 ) -> dict[str, plan.Stage]:
     plain = {
         "backbone": "Tiny", "weights": "none", "image_size": 32, "crop": 1.0, "mirrored": False, "epochs": 2,
@@ -27,7 +27,7 @@ def stages(
     )  # fmt: skip
     found = plan.network_stages(
         needs, pass_seconds, machine, counts, recipe.training, recipe.embedding, machines, list(counts.photos), cached,
-        minutes,
+        minutes, trained_by,
     )  # fmt: skip
     return {one.name: one for one in found}
 
@@ -53,10 +53,12 @@ def test_a_mirror_in_a_folder_takes_no_network():
     assert local["embed test"].seconds == 100
 
 
-def test_machines_share_shards_but_not_the_training():
+def test_machines_share_shards_but_the_training_as_hosts_alone():
     alone, shared = stages(), stages(machines=4)
     assert shared["train"] == alone["train"]
     assert shared["embed train"].seconds == alone["embed train"].seconds / 4
+    together = stages(machines=4, trained_by=4)["train"]
+    assert together.seconds == alone["train"].seconds / 4 and together.network == alone["train"].network
     assert shared["embed index"].machines == 2 and shared["embed test"].machines == 1  # as there are shards
 
 

@@ -76,6 +76,27 @@ def test_streaming_yields_every_photo_with_a_class_and_fills_up_the_last_batch(r
     assert [ids for _, ids in without] == [[]]
 
 
+def test_hosts_share_the_shards_out_and_all_have_as_many_rounds(recipe, monkeypatch):
+    class Mirror:
+        def stream(self, split, names):
+            return iter([type("Of", (Shard,), {"name": name})(SHARD.ids) for name in names])
+
+    settings = recipe_with(recipe, epochs=1, batch_size=6).training
+    names = [f"images_{number:03d}" for number in range(5)]
+    alone = {shard.name: ids for shard, ids in schedule.stream(settings, Mirror(), names, CLASSES, 0)}
+    monkeypatch.setattr(schedule.hosts, "count", 3)
+    rounds = []
+    for number in range(3):
+        monkeypatch.setattr(schedule.hosts, "number", number)
+        rounds.append([(shard.name, ids) for shard, ids in schedule.stream(settings, Mirror(), names, CLASSES, 0)])
+    seen = [host[turn] for turn in range(2) for host in rounds]
+    assert [name for name, _ in seen] == [*alone, "no shard"] and seen[-1][1] == []
+    for name, ids in seen[:-1]:
+        assert ids == alone[name][:8]  # four batches of two, which the eight photos fill
+    monkeypatch.setattr(schedule.hosts, "number", 1)
+    assert [shard.name for shard, _ in schedule.stream(settings, Mirror(), names, CLASSES, 3)] == [list(alone)[4]]
+
+
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_variables_learn_at_rates_of_their_own(kind, tmp_path):
     """Under a slope of 1 a first step of Adam, or of SGD, is the learning rate."""

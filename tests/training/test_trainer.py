@@ -26,6 +26,8 @@ def recipe(tiny_mirror, tmp_path):
 class Model:
     """Stands in for the network: notes what it is trained on, and may be told to fail."""
 
+    variables: list = []
+
     def __init__(self, losses=()):
         self.seen, self.losses = [], list(losses)
         self.optimizer = self
@@ -112,6 +114,25 @@ def test_a_resumed_mini_epoch_sees_the_rest_alone(run, recipe, monkeypatch):
     assert again.model.seen == run.model.seen[3:]
 
 
+def test_a_host_with_fewer_photos_takes_as_many_steps_and_its_last_photos_count_nothing(run, monkeypatch):
+    monkeypatch.setattr(training.hosts, "count", 2)
+    monkeypatch.setattr(training.hosts, "of_all", lambda value: np.array([value, 7 * (value is not False)]))
+    monkeypatch.setattr(training, "placing", lambda: lambda array, rows: np.asarray(array))
+    run.batch_size, weights = 4, []  # two photos of each host
+    whole = run.model.train_function
+    run.model.train_function = lambda batches: (weights.extend(batches[0][2].tolist()), whole(batches))[1]
+    row = run.mini_epoch(SHARD, ["3", "1", "4"])
+    assert [int(photo) for photo, _ in run.model.seen] == [3, 1, 4, 4, 4, 4, 4, 4]
+    assert weights == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert (row["mini_epoch"], row["photos"], row["shard"]) == (2, 3 + 7, "images_000")
+    monkeypatch.setattr(run, "save", lambda: None)
+    run.finish_mini_epoch(row)
+    run.model.seen, weights[:] = [], []
+    monkeypatch.setattr(training.hosts, "of_all", lambda value: np.array([value, 2 * (value is not False)]))
+    run.mini_epoch(SHARD, [])  # a round in which this host has no photo
+    assert weights == [0, 0] and len(run.model.seen) == 2
+
+
 def test_a_shard_without_a_class_is_passed_over(run):
     assert run.mini_epoch(Shard(["8", "9"]), [])["photos"] == 0
     assert run.model.seen == []
@@ -126,12 +147,12 @@ def test_a_diverged_loss_is_one_clear_line(run, monkeypatch, steps_a_reading, kn
 
 
 def test_a_run_that_is_asked_to_end_saves_no_diverged_model(run, monkeypatch):
-    def stop_after_two_steps():
-        if run.step == 2:
+    def stop_after_two_steps(step):
+        if step == 2:
             raise Stopped("asked to end")
 
     run.model.losses = [1.0, math.nan]
-    monkeypatch.setattr(training, "check_stop", stop_after_two_steps)
+    monkeypatch.setattr(training.hosts, "check_stop", stop_after_two_steps)
     with pytest.raises(InputError, match="loss is nan"):
         run.mini_epoch(SHARD, IDS)
 
