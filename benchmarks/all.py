@@ -33,6 +33,7 @@ SCRIPTS: dict[str, list[str]] = {
     "embedding": [],
     "search": [],
     "streaming": [],
+    "compression": [],
     "verification": [],
 }
 LINES, NOTES, RESULTS = HERE / "results.jsonl", HERE / "NOTES.md", HERE / "RESULTS.md"
