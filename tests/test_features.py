@@ -149,6 +149,9 @@ def test_a_folder_of_features_made_from_others(tmp_path):
     sources[0].write_bytes(b"12345")
     assert not is_kept(sources[:1], count=1)
     assert is_kept(sources[:1], count=1)
+    (made.parent / "made_from.json").write_bytes(b"\xff")  # no UTF-8
+    assert not is_kept(sources[:1], count=1)
+    assert is_kept(sources[:1], count=1)
 
 
 def colours(has_head: bool = True):

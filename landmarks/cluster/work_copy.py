@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from landmarks.mirrors import stores
 from landmarks.mirrors.outages import Absent, persist
@@ -20,6 +23,7 @@ from landmarks.running.progress import Progress
 
 NOTE = ".store.json"  # in the work folder: each file's version in the store, and its size and time here
 SECONDS = 30  # between two looks at what has changed
+NOTED = TypeAdapter(dict[str, dict[str, Annotated[list[str | int], Field(min_length=3, max_length=3)]]])
 PENDING = ""  # the version of what is being uploaded
 COMING = -1  # the size of what is being downloaded
 
@@ -88,7 +92,13 @@ class Copy:
 
     def __init__(self, work: Path, url: str):
         self.work, self.url, self.note = work, url.rstrip("/"), work / NOTE
-        noted = json.loads(self.note.read_text()) if self.note.exists() else {}
+        try:
+            noted = NOTED.validate_json(self.note.read_bytes()) if self.note.exists() else {}
+        except ValueError as error:
+            raise InputError(
+                f"{self.note} is damaged, and nobody can tell what was changed here since {url} was copied: move "
+                f"{work} away, and it is brought anew"
+            ) from error
         self.noted: dict[str, list] = noted.get(self.url, {})  # version there, size and time here
 
     def fetch(self) -> None:

@@ -133,10 +133,11 @@ def train_delf(
     path, folder = run.work / delf.FILE, run.work / "attention"
     made_from = {name: getattr(settings, name) for name in SETTINGS}
     note = folder / "made_from.json"
-    before = json.loads(note.read_text()) if note.exists() else None  # earlier versions left none
+    before = _noted(note)
     if path.exists():
         if before is not None and before != made_from:
-            raise InputError(f"{path} was made with {_said(before)}, now {_said(made_from)}; delete it to make another")
+            told = _said(before) or f"settings that {note} no longer tells"
+            raise InputError(f"{path} was made with {told}, now {_said(made_from)}; delete it to make another")
         return path
     if before != made_from:
         shutil.rmtree(folder, ignore_errors=True)  # what is in it would be gone on with
@@ -161,6 +162,17 @@ def train_delf(
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(place)
     return path
+
+
+def _noted(note: Path) -> dict | None:
+    """The settings in a note, none of them if it is damaged; None where there is no note, as of earlier versions."""
+    try:
+        found = json.loads(note.read_bytes())
+        return found if isinstance(found, dict) else {}
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _said(settings: dict) -> str:

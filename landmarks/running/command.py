@@ -21,7 +21,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-GONE = {errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE}
+GONE = {errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE}
 
 
 class InputError(Exception):
@@ -138,7 +138,7 @@ def run(main: Callable[[], int | None]) -> None:
             message = f"error: the disk failed: {os.strerror(reason)}{where}; check it and run the same command again"
         elif reason in UNUSABLE_PATH:
             message = f"error: {os.strerror(reason)}{where}; give another path or change its rights"
-        elif reason in GONE and filename:
+        elif filename and (reason in GONE or (reason == errno.ENOENT and _is_gone(filename))):
             message = f"error: {os.strerror(reason)}{where}; is its disk there? Then run the same command again"
         elif reason in (errno.EMFILE, errno.ENFILE):
             message = f"error: {os.strerror(reason)}{where}; raise `ulimit -n` and run the same command again"
@@ -154,6 +154,18 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError:  # which has been said, or comes after an error that has
         _cut_output()
     sys.exit(code)
+
+
+def _is_gone(path: str | bytes) -> bool:
+    """Whether no file can be made where this one was to be.
+
+    Where one can, a file that is not there is a fault of the program, whose traceback has to be seen.
+    """
+    try:
+        with TemporaryFile(dir=os.path.dirname(os.path.realpath(os.fsdecode(path)))):
+            return False
+    except OSError:
+        return True
 
 
 def _require_output() -> None:

@@ -150,7 +150,7 @@ def prepare_folder(folder: Path, sources: list[Path], **settings) -> None:
     """
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     made_from, note = json.dumps({"settings": settings, "sources": stamps}), folder / "made_from.json"
-    if not note.exists() or note.read_text() != made_from:
+    if not note.exists() or note.read_text(errors="replace") != made_from:
         for path in folder.glob("*.npz"):
             path.unlink()
         with whole(note) as part:

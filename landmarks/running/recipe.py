@@ -155,6 +155,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     given = command_line.parse(arguments, SECTIONS, unused)
     folders = str(given.get("work", "work")).split(",")
     if len(folders) > 1:
+        if len({*filter(None, folders)}) < len(folders):
+            raise InputError(f"--work {given['work']}: name each folder, and once")
         if given.get("beside"):
             raise InputError(f"--work {given['work']} are several models already: give them without --beside")
         given["models"] = [str(folder) for name in folders for folder in _with_beside(Path(name).resolve())]

@@ -40,7 +40,7 @@ def _yes_or_file(value: object) -> object:
     return {True: "true", False: "", "false": ""}.get(value, value) if isinstance(value, bool | str) else value
 
 
-class Section(BaseModel):
+class Section(BaseModel, allow_inf_nan=False):
     """Settings of one purpose."""
 
     # Defaults are validated too: a 0 that is read again as 0.0 would be another setting to a digest.

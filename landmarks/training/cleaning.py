@@ -76,7 +76,7 @@ def clean(
             f"categories {md5(categories)}, top {top}, image-size {scenes.image_size}, min-photos {min_photos}"
         )
         note = parts / "settings.txt"
-        if note.exists() and (before := note.read_text()) != made_with:
+        if note.exists() and (before := note.read_text(errors="replace")) != made_with:
             raise InputError(f"{parts} was begun with {before}, now it is {made_with}; delete it or give another file")
     photos = train[train.groupby("landmark_id")["id"].transform("size") >= min_photos]
     if photos.empty:

@@ -125,11 +125,11 @@ def _claim(work: Path, classes: pd.Series) -> None:
     Raises InputError if a checkpoint was made from others.
     """
     note, photos = work / "train_photos.md5", digest("\n".join(classes.index).encode(), classes.to_numpy("int64"))
-    if note.exists() and note.read_text() != photos:
+    if note.exists() and note.read_text(errors="replace") != photos:
         if any((work / name).exists() for name in CHECKPOINTS):
             raise InputError(
                 f"{work} was begun on other train photos or landmarks than this mirror has: give the one that it was "
-                "begun on, wherever it is now, or another --work"
+                f"begun on, wherever it is now, or another --work; if {note.name} is damaged, delete it"
             )
         clear(work)
         transfer.clear(work)

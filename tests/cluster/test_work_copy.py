@@ -113,6 +113,15 @@ def test_what_has_changed_on_both_sides_is_left_to_the_user(bucket, tmp_path):
         fetch(tmp_path / "new", bucket)
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{", b"\xff", b"[]", b'{"url": {"a.txt": 1}}', b'{"url": {"a.txt": ["v", 1]}}']
+)
+def test_a_note_that_is_damaged_is_one_line(tmp_path, damaged):
+    (tmp_path / work_copy.NOTE).write_bytes(damaged)
+    with pytest.raises(InputError, match=r"store\.json is damaged.*move"):
+        Copy(tmp_path, "url")
+
+
 def test_a_kill_between_an_upload_and_its_note_costs_an_upload(bucket, tmp_path, monkeypatch):
     one = tmp_path / "one"
     write(one, a_txt="1", b_txt="1")

@@ -158,7 +158,12 @@ def test_a_finished_extractor_is_kept_and_needs_no_training_with_the_norm(begin)
     assert path.read_bytes() == written
     with pytest.raises(InputError, match="made with .*delf_epochs = 0.*now .*delf_epochs = 4.*delete it"):
         train(recipe, mirror)
-    (recipe.run.work / "attention/made_from.json").unlink()  # as an earlier version left a work folder
+    note = recipe.run.work / "attention/made_from.json"
+    for damaged in (b"{", b"\xff", b"[]", b"\0"):
+        note.write_bytes(damaged)
+        with pytest.raises(InputError, match="made with settings that .*made_from.json no longer tells.*delete it"):
+            train(recipe, mirror)
+    note.unlink()  # as an earlier version left a work folder
     train(recipe, mirror)
     assert path.read_bytes() == written
     (found,) = delf.open_extractor(recipe.run.work, 20)([np.asarray(texture(0, 90, 60))])

@@ -45,7 +45,7 @@ def test_an_empty_path_is_not_the_current_folder():
     assert parser.parse_args(["import", "."]).out == Path(".")
 
 
-def test_exit_codes(run):
+def test_exit_codes(run, tmp_path):
     assert run(lambda: None) == (0, "")
     assert run(lambda: 1) == (1, "")
     assert run(failing(InputError("what,\n where"))) == (2, "error: what, where\n")
@@ -65,6 +65,12 @@ def test_exit_codes(run):
     code, message = run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "No such file or directory (/x/y); is its disk there?" in message
+    code, message = run(failing(OSError(errno.ESTALE, "Stale file handle", str(tmp_path / "x"))))
+    assert (code, message.count("\n")) == (2, 1)
+    with pytest.raises(FileNotFoundError):  # where its folder is there, a file of ours that is not is a fault of ours
+        run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "x"))))
+    (tmp_path / "link").symlink_to("/x/y")
+    assert run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", tmp_path / "link")))[0] == 2
     code, message = run(failing(OSError(errno.EMFILE, "Too many open files", "/x/y")))
     assert (code, message.count("\n")) == (2, 1)
     assert "ulimit" in message

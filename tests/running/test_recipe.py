@@ -137,6 +137,9 @@ WRONG = [
     (["--model-weights", "1,2,3"], "3 --model-weights for 2 models"),
     (["--store", "/mnt/x"], r"--store: give a URL of s3:// or gs:// \(given: '/mnt/x'\)"),
     (["--work", "nowhere,none", "--beside", "small-frozen"], "nowhere,none are several models already"),
+    (["--learning-rate", "inf"], "--learning-rate.*finite.*inf"),
+    (["--work", "nowhere,"], "--work nowhere,: name each folder, and once"),
+    (["--work", "nowhere,nowhere"], "--work nowhere,nowhere: name each folder, and once"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
 

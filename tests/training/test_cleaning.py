@@ -149,6 +149,9 @@ def test_results_of_other_settings_are_never_mixed(tmp_path, tiny_mirror, scenes
     ):
         with pytest.raises(InputError, match="was begun with .*, now it is .*; delete it or give another file"):
             clean(**{"mirror": str(tiny_mirror), "out": out, **given, **changed})
+    (tmp_path / "out.csv.parts/settings.txt").write_bytes(b"\xff")  # no UTF-8
+    with pytest.raises(InputError, match="was begun with .*; delete it"):
+        clean(str(tiny_mirror), out, **given)
     assert out.read_bytes() == before
 
 

@@ -42,6 +42,15 @@ def test_a_work_folder_goes_on_with_the_same_photos_alone(tiny_mirror, tmp_path)
         small_training(tmp_path / "elsewhere", tmp_path / "work")
 
 
+def test_a_note_of_photos_that_is_damaged_is_one_line(tiny_mirror, tmp_path):
+    small_training(tiny_mirror, tmp_path)
+    (tmp_path / "train_photos.md5").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="if train_photos.md5 is damaged, delete it"):
+        small_training(tiny_mirror, tmp_path)
+    (tmp_path / "train_photos.md5").unlink()
+    small_training(tiny_mirror, tmp_path)
+
+
 def test_a_spoilt_checkpoint_costs_one_mini_epoch(tiny_mirror, tmp_path, capsys):
     whole = small_training(tiny_mirror, tmp_path / "whole").get_weights()
     small_training(tiny_mirror, tmp_path / "spoilt")
