@@ -285,7 +285,7 @@ class TrainingSettings(Section):
     """train shards, the last ones, held out to validate on"""
     validation_images: int = Field(2048, ge=1)
     """photos of the held-out shards to validate on, at most; they stay in memory"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """of the sample, the shuffling, the augmentation and the first weights"""
 
     def stage(self, epochs: int, **settings: object) -> "TrainingSettings":

@@ -137,6 +137,7 @@ WRONG = [
     (["--model-weights", "1,2,3"], "3 --model-weights for 2 models"),
     (["--store", "/mnt/x"], r"--store: give a URL of s3:// or gs:// \(given: '/mnt/x'\)"),
     (["--work", "nowhere,none", "--beside", "small-frozen"], "nowhere,none are several models already"),
+    (["--seed", "4294967296"], "--seed.*less than 2147483648"),
     (["--learning-rate", "inf"], "--learning-rate.*finite.*inf"),
     (["--work", "nowhere,"], "--work nowhere,: name each folder, and once"),
     (["--work", "nowhere,nowhere"], "--work nowhere,nowhere: name each folder, and once"),
