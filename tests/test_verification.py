@@ -77,7 +77,7 @@ def test_drawing_the_matches_of_two_files(tmp_path):
         ({"--points": 1}, "give at least"),
         ({"--extractor": "delf"}, "delf needs the folder of its model, not None"),
         ({"--extractor": "delf", "--model": "gone"}, "delf needs the folder of its model, not gone"),
-        ({"--extractor": "orb"}, "invalid choice: 'orb'"),
+        ({"--extractor": "orb"}, "no extractor 'orb': there are delf"),
     ],
 )
 def test_what_match_cannot_use_is_one_clear_line(tmp_path, monkeypatch, changed, message):

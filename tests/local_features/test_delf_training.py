@@ -135,12 +135,12 @@ def test_a_stopped_training_goes_on_to_the_same_end(begin, monkeypatch):
     recipe, mirror = begin("stopped")
     steps = iter(range(10))
 
-    def check_stop():
+    def check_stop(_step):
         if next(steps, None) is None:
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "check_stop", check_stop)
+        patch.setattr(trainer.hosts, "check_stop", check_stop)
         with pytest.raises(Stopped):
             train(recipe, mirror)
     assert not (recipe.run.work / delf.FILE).exists()

@@ -128,7 +128,7 @@ def test_a_node_that_is_lost_leaves_its_part_to_the_others(cluster, files, sent,
     monkeypatch.setattr(exact, "bring_in", bring_in)
     monkeypatch.setattr(distributed, "AHEAD", 1)
     require_same(distributed.search(*files, K, 3, address=cluster.address), expected)
-    assert len(sent) == 3 + 1
+    assert killed and len(sent) in (3, 3 + 1)  # a busy machine's may have answered all before it went
 
 
 class Dying(distributed.Worker):

@@ -138,12 +138,12 @@ def interrupt(monkeypatch, after: int, error: BaseException) -> list:
     """Let the check for a stop that follows `after` others raise this; each check adds to the list."""
     checks = []
 
-    def check():
+    def check(_step=0):
         checks.append(None)
         if len(checks) == after + 1:
             raise error
 
-    for module in (trainer, transfer):
+    for module in (trainer.hosts, transfer):
         monkeypatch.setattr(module, "check_stop", check)
     return checks
 
