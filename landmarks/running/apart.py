@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -76,7 +75,7 @@ def _begin(pipe: Connection, said: str, job: Callable, arguments: tuple) -> None
     threading.Thread(target=_listen, args=(pipe,), daemon=True).start()
     code: Any = 1
     try:
-        command.run(partial(_work, pipe, job, arguments))
+        command.run(partial(_work, pipe, job, arguments), heeds_signals=False)  # sent to a whole group, as they are
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -97,8 +96,6 @@ def _listen(pipe: Connection) -> None:
 
 
 def _work(pipe: Connection, job: Callable, arguments: tuple) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, they are the command's to heed
-        signal.signal(number, signal.SIG_IGN)
     try:
         pipe.send(("done", job(*arguments)))
     except Stopped as stopped:

@@ -94,25 +94,30 @@ def limit_time(seconds: float) -> None:
     timer.start()
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], heeds_signals: bool = True) -> None:
     """Run a command's `main` and exit: 0, its own code, 2 for an `InputError`, 128 + signal after Ctrl-C or SIGTERM.
 
     A terminal that is closed (SIGHUP) asks it to end as well, except under nohup.
+
+    Args:
+        heeds_signals: else they ask nothing of this process, since another one, which has them too, tells it.
     """
+    hangup = getattr(signal, "SIGHUP", None)
 
     def on_signal(number, _frame):
         if _signals:  # asked twice: end at once; files are written beside and renamed, so none is half-made
             os._exit(128 + number)
-        if number == getattr(signal, "SIGHUP", None):
+        if number == hangup:
             _leave_terminal()
-        _signals.append(number)
-        stop_event.set()
+        if heeds_signals:
+            _signals.append(number)
+            stop_event.set()
 
     _require_output()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, on_signal)
+    if hangup and signal.getsignal(hangup) == signal.SIG_DFL:
+        signal.signal(hangup, on_signal)
     message = None
     try:
         try:
@@ -186,7 +191,7 @@ def _require_output() -> None:
 
 def _leave_terminal() -> None:
     """Give to nobody what was for a terminal that is gone, where writing would fail."""
-    for descriptor in (1, 2):
+    for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from landmarks.running import apart, command
 from landmarks.running.command import InputError, Stopped
+from landmarks.running.progress import say
 
 
 def give(value):
@@ -33,6 +35,18 @@ def wait_to_be_asked():
     os.kill(os.getpid(), signal.SIGTERM)  # as one that is sent to a whole group
     assert apart.asked.wait(60)
     raise Stopped("asked")
+
+
+def go_on_without_a_terminal(folder):
+    (folder / "begun").touch()
+    while not (folder / "closed").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGHUP)
+    for _ in range(2):
+        print("going on", flush=True)
+        say("and so is what is said")
+    command.check_stop()  # which is for the command to say
+    return "went on"
 
 
 def wait_for_ever(path):
@@ -65,6 +79,29 @@ def test_a_job_is_asked_to_end_where_its_command_is(monkeypatch):
     apart.stop_event.set()
     with pytest.raises(Stopped, match="asked"):
         apart.run(wait_to_be_asked)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of Unix here")  # Linux, as in CI, always has them
+def test_a_terminal_that_is_closed_is_the_command_s_to_heed(tmp_path):
+    terminal, side = os.openpty()
+
+    def close():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.close(terminal)
+        (tmp_path / "closed").touch()
+
+    threading.Thread(target=close, daemon=True).start()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    try:
+        for descriptor in (1, 2):
+            os.dup2(side, descriptor)
+        assert apart.run(go_on_without_a_terminal, tmp_path) == "went on"
+    finally:
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
+        os.close(side)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
