@@ -100,7 +100,7 @@ def run(main: Callable[[], int | None], heeds_signals: bool = True) -> None:
     A terminal that is closed (SIGHUP) asks it to end as well, except under nohup.
 
     Args:
-        heeds_signals: else they ask nothing of this process, since another one, which has them too, tells it.
+        heeds_signals: else they ask nothing of this process, or those that it starts: another one has them too.
     """
     hangup = getattr(signal, "SIGHUP", None)
 
@@ -115,7 +115,7 @@ def run(main: Callable[[], int | None], heeds_signals: bool = True) -> None:
 
     _require_output()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+        signal.signal(number, on_signal if heeds_signals else signal.SIG_IGN)
     if hangup and signal.getsignal(hangup) == signal.SIG_DFL:
         signal.signal(hangup, on_signal)
     message = None

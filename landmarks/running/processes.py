@@ -46,7 +46,8 @@ def pool() -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to heed
+    for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):  # Ctrl-C and a closed terminal are the parent's to heed
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,6 +1,7 @@
 import math
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -25,3 +26,11 @@ def test_workers_that_a_batch_system_ends_end_a_run_that_it_stops_too_and_else_a
             command.stop_event.set()
         with pytest.raises(Stopped if told else InputError):
             list(processes.in_processes(os._exit, [1], ahead=2))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_what_a_terminal_sends_to_all_is_not_the_workers_to_heed(name):
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} here")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes._begin) as pool:
+        assert pool.submit(signal.raise_signal, getattr(signal, name)).result() is None
