@@ -42,10 +42,11 @@ def in_processes(function: Callable, items: Iterable, ahead: int) -> Iterator[An
 @cache
 def pool() -> ProcessPoolExecutor:
     """One process a core, for as long as this one lives; spawned, as a fork is no copy of a device's state."""
-    return ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), _begin)
+    return ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), begin_worker)
 
 
-def _begin() -> None:
+def begin_worker() -> None:
+    """What a spawned worker does first, so that it ends with its pool, or its parent, and not before."""
     for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):  # Ctrl-C and a closed terminal are the parent's to heed
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -6,21 +6,19 @@ distance and clutter change with every view, so that colour alone does not tell 
 """
 
 import hashlib
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from io import BytesIO
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.processes import begin_worker
 from landmarks.sample.buildings import building
 from landmarks.sample.scene import Camera, Face, Texture, box, corners, look, plain, revolve, rgb
 from landmarks.sample.street import Stock, around, clutter, make_stock, photograph
@@ -125,18 +123,6 @@ def photo(url: str) -> bytes:
     return buffer.getvalue()
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this, the workers of a killed parent would wait for work for ever."""
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)
-
-
 def listing(
     seed: int = 0, landmarks: int = 24, views: tuple[int, int] = (20, 30), others: int = 150
 ) -> tuple["pd.DataFrame", dict[int, str]]:
@@ -177,7 +163,7 @@ def render(urls: Sequence[str]) -> dict[str, bytes]:
     from landmarks.running.progress import Progress
 
     rendered = {}
-    pool = ProcessPoolExecutor(2, get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(2, get_context("spawn"), begin_worker)
     try:
         results = Progress(pool.map(photo, urls, chunksize=8), "sample", len(urls), unit=" photos")
         for url, data in zip(urls, results, strict=True):

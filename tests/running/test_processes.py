@@ -32,5 +32,5 @@ def test_workers_that_a_batch_system_ends_end_a_run_that_it_stops_too_and_else_a
 def test_what_a_terminal_sends_to_all_is_not_the_workers_to_heed(name):
     if not hasattr(signal, name):
         pytest.skip(f"no {name} here")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes._begin) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.begin_worker) as pool:
         assert pool.submit(signal.raise_signal, getattr(signal, name)).result() is None
