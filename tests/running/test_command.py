@@ -36,6 +36,18 @@ def failing(error):
     return main
 
 
+@pytest.fixture
+def refused(run):
+    """The one line with which a command ends that fails of this."""
+
+    def line(error):
+        code, message = run(failing(error))
+        assert (code, message.count("\n")) == (2, 1)
+        return message
+
+    return line
+
+
 def test_an_empty_path_is_not_the_current_folder():
     parser = command.Parser()
     adding = parser.add_subparsers().add_parser("import")
@@ -45,38 +57,27 @@ def test_an_empty_path_is_not_the_current_folder():
     assert parser.parse_args(["import", "."]).out == Path(".")
 
 
-def test_exit_codes(run, tmp_path):
+def test_exit_codes(run, refused, tmp_path):
     assert run(lambda: None) == (0, "")
     assert run(lambda: 1) == (1, "")
     assert run(failing(InputError("what,\n where"))) == (2, "error: what, where\n")
-    code, message = run(failing(OSError(errno.ENOSPC, "No space left on device", "/x/y")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "no space left on the disk (/x/y)" in message
+    assert "no space left on the disk (/x/y)" in refused(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
     # What TensorFlow's log writer, and HDF5 when it closes a file, raise for it.
-    code, message = run(failing(RuntimeError("Can't close: errno = 27, error message = 'File too large'")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "no space left on the disk;" in message
-    code, message = run(failing(OSError(errno.EIO, "Input/output error", "/x/y")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "the disk failed: Input/output error (/x/y)" in message
-    code, message = run(failing(PermissionError(errno.EACCES, "Permission denied", "/x/y")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "/x/y" in message
-    code, message = run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "No such file or directory (/x/y); is its disk there?" in message
-    code, message = run(failing(OSError(errno.ESTALE, "Stale file handle", str(tmp_path / "x"))))
-    assert (code, message.count("\n")) == (2, 1)
+    assert "no space left on the disk;" in refused(
+        RuntimeError("Can't close: errno = 27, error message = 'File too large'")
+    )
+    assert "the disk failed: Input/output error (/x/y)" in refused(OSError(errno.EIO, "Input/output error", "/x/y"))
+    assert "/x/y" in refused(PermissionError(errno.EACCES, "Permission denied", "/x/y"))
+    assert "No such file or directory (/x/y); is its disk there?" in refused(
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y")
+    )
+    refused(OSError(errno.ESTALE, "Stale file handle", str(tmp_path / "x")))
     with pytest.raises(FileNotFoundError):  # where its folder is there, a file of ours that is not is a fault of ours
         run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "x"))))
     (tmp_path / "link").symlink_to("/x/y")
     assert run(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", tmp_path / "link")))[0] == 2
-    code, message = run(failing(OSError(errno.EMFILE, "Too many open files", "/x/y")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "ulimit" in message
-    code, message = run(failing(MemoryError("Unable to allocate 9 TiB")))
-    assert (code, message.count("\n")) == (2, 1)
-    assert "no memory left (Unable to allocate 9 TiB)" in message
+    assert "ulimit" in refused(OSError(errno.EMFILE, "Too many open files", "/x/y"))
+    assert "no memory left (Unable to allocate 9 TiB)" in refused(MemoryError("Unable to allocate 9 TiB"))
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # what waits in the buffer until the end, and what is written before
