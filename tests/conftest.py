@@ -142,6 +142,21 @@ def tiny_mirror(tmp_path_factory) -> Path:
     return make_mirror(tmp_path_factory.mktemp("mirror") / "tiny")
 
 
+@pytest.fixture(scope="module")
+def cluster(request) -> Iterator:
+    """A Ray cluster on this machine: a head without cores, and two nodes of one core each."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    ray.cloudpickle.register_pickle_by_value(request.module)  # the nodes have no tests
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
 class Handler(SimpleHTTPRequestHandler):
     """Serves a folder with byte ranges; `server.faults` maps a path to functions that answer in its place, in turn."""
 

@@ -58,20 +58,6 @@ def embedded(trained: Recipe, work: Path, cluster: str) -> dict[str, bytes]:
     return files | {"skipped": "\n".join(sorted(skipped)).encode()}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, and two nodes of one core each."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def test_votes_of_scenes(cluster, trained, tmp_path):
     photos = keras.Input((16, 16, 3))
     head = keras.layers.Dense(6)(keras.layers.GlobalAveragePooling2D()(photos))

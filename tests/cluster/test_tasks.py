@@ -65,21 +65,6 @@ def test_a_folder_of_a_process_that_was_killed_goes_and_that_of_a_living_one_sta
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, and two nodes of one core each."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A mirror of eight test shards of five photos each."""
     out = make_mirror(tmp_path_factory.mktemp("mirror") / "many", test=12)

@@ -1,7 +1,6 @@
 """On a cluster of several nodes, all on this machine: what is found is what one machine finds."""
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,21 +20,6 @@ from landmarks.running.command import InputError, Stopped
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray and what it takes, in its own processes and threads
 
 K = 100
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, and two nodes of one core each."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes have no tests
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
