@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
 from landmarks.running.arrays import digest
-from landmarks.running.command import check_stop
+from landmarks.running.command import check_stop, warn
 from landmarks.running.features_file import (
     Features,
     is_whole,
@@ -156,7 +157,10 @@ def embed(
     if missing:
         print(f"{split}: run again without --shards when the other shards' files are in {files[missing[0]].parent}")
         return None
-    _leave_out_repeated(list(files.values()), split, work)
+    found = [outline(path).ids for path in files.values()]
+    _leave_out_repeated(list(files.values()), found, split, work)
+    if first is None:
+        _warn_of_absent(listed.difference(chain.from_iterable(map(np.ndarray.tolist, found))), len(ids), split, work)
     return list(files.values())
 
 
@@ -210,21 +214,33 @@ def _adopt(path: Path, mirror: Mirror, split: str, listed: set[str], work: Path,
     return True
 
 
-def _leave_out_repeated(files: list[Path], split: str, work: Path) -> None:
-    """Keep of each photo the features in the first file that has them, so that an id finds one row."""
-    labels = [outline(path).ids for path in files]
-    ids = np.concatenate(labels)
+def _leave_out_repeated(files: list[Path], found: list[np.ndarray], split: str, work: Path) -> None:
+    """Keep of each photo the features in the first file that has them, so that an id finds one row.
+
+    Args:
+        found: the ids in each file.
+    """
+    ids = np.concatenate(found)
     hashes = np.sort(np.fromiter(map(hash, ids.tolist()), np.int64))
     if (hashes[1:] != hashes[:-1]).all():
         return
     repeated = pd.Series(ids).duplicated().to_numpy()
-    ends = np.cumsum([len(some) for some in labels])
+    ends = np.cumsum([len(some) for some in found])
     for path, those in zip(files, np.split(repeated, ends[:-1]), strict=True):
         if those.any():
             features = load_features(path)
             save_features(path, take(features, ~those), made_from(path).removesuffix(LESS) + LESS)
             reason = "id is in a shard before this one"
             record_skipped(work, split, path.stem, [(identity, reason) for identity in features.ids[those].tolist()])
+
+
+def _warn_of_absent(absent: set[str], listed: int, split: str, work: Path) -> None:
+    """Have it said how many photos no shard had, as where one is gone from a folder; those passed over are named."""
+    if absent and (absent := absent - skipped_photos(work, split)):
+        warn(
+            f"{len(absent):,} of {listed:,} photos that metadata/{split}.csv lists, like {min(absent)}, have no "
+            "features, as no shard that could be read has them; `python mirror.py check` names what a mirror lacks"
+        )
 
 
 def _size_of_a_photo(predictor: "keras.Model", whitening: Whitening | None) -> int:

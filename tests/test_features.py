@@ -15,6 +15,7 @@ import generators
 import model as models
 from landmarks.mirrors.open import open_mirror
 from landmarks.mirrors.shards import TarShard, write_tar
+from landmarks.running import command
 from landmarks.running.command import InputError
 from landmarks.running.features_file import Features, concatenate, load_features, outline, save_features, take
 from landmarks.running.files import prepare_folder
@@ -247,6 +248,20 @@ def test_a_photo_in_two_shards_has_one_row(tmp_path):
     assert sorted(photo for path in files for photo in load_features(path).ids) == sorted(listed)
     assert f"images_001,{photos[0][0]},id is in a shard before" in (tmp_path / "work/skipped.csv").read_text()
     assert embedded(colours(), out, tmp_path / "work")[1] == 0
+
+
+def test_photos_that_no_shard_has_are_counted(tmp_path):
+    out, work, model = tmp_path / "mirror", tmp_path / "work", colours()
+    work.mkdir()
+    photos = [(f"{split}{number}", jpeg(number)) for split in ("here", "gone") for number in range(3)]
+    write_tar(out / "test/images_000.tar", [*photos[:2], ("here2", b"no photo")])  # which is told as passed over
+    (out / "metadata").mkdir()
+    (out / "metadata/test.csv").write_text("id\n" + "".join(f"{photo}\n" for photo, _ in photos))
+    for _ in range(2):
+        assert embedded(model, out, work)[0] == ["here0", "here1"]
+        (told,) = [what for what in command._warnings if "metadata/test.csv" in what]
+        assert told.startswith("3 of 6 photos ") and "like gone0," in told
+        command._warnings.clear()
 
 
 @pytest.mark.parametrize("back", [False, True])

@@ -30,6 +30,6 @@ def record_rows(work: Path, rows: Iterable[tuple[str, ...]]) -> None:
             warn(f"photos or members of shards were passed over, as {path} says", ",".join(row))
 
 
-def skipped_photos(work: Path, split: str, shard: str) -> set[str]:
-    """What `record_skipped` has noted of a shard: photos and members."""
-    return {row[2] for row in read_rows(work / "skipped.csv") if row[:2] == (split, shard)}
+def skipped_photos(work: Path, split: str, shard: str = "") -> set[str]:
+    """What `record_skipped` has noted of a shard, or of all of a split: photos and members."""
+    return {row[2] for row in read_rows(work / "skipped.csv") if row[0] == split and shard in ("", row[1])}
