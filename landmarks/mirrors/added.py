@@ -33,13 +33,16 @@ def read(work: Path) -> pd.DataFrame:
     Raises InputError if it is malformed.
     """
     path = work / ADDED / "photos.csv"
-    table = read_table(path, COLUMNS) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    remedy = f"bring back the one that add wrote, or take all out: python retrieval.py remove {work} --all"
     try:
+        table = read_table(path, COLUMNS) if path.exists() else pd.DataFrame(columns=COLUMNS)
         landmark = [int(cell) if cell else pd.NA for cell in table.pop("landmark")]
         hashes = np.array([int(cell, 16) for cell in table["hash"]], np.uint64)
         return table.assign(landmark_id=pd.array(landmark, "Int64"), hash=hashes)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path} is no table of added photos: {error}; bring back the one that add wrote") from error
+        raise InputError(f"{path} is no table of added photos: {error}; {remedy}") from error
 
 
 def write(work: Path, table: pd.DataFrame) -> None:

@@ -119,7 +119,13 @@ def add(
 
 def remove(work: Path, ids: Collection[str], landmarks: Collection[str], everything: bool) -> None:
     """Take added photos out again: these, those of landmarks given by name or number, or all of them."""
-    before = added.read(work)
+    try:
+        before = added.read(work)
+    except InputError:
+        if not everything:
+            raise
+        (work / ADDED / "photos.csv").unlink()  # damaged: nobody can tell how many there were
+        before = added.read(work)
     there = set(before["id"])
     number = before["landmark_id"].astype("string").fillna("")
     goes = before["id"].isin(ids) | before["category"].isin(landmarks) | number.isin(landmarks) | everything

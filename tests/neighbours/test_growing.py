@@ -216,6 +216,8 @@ def test_what_is_wrong_is_one_clear_line(work, more, tmp_path):
     assert "landmarks [10, 20] have the name Landmark 2" in refused("add", work, tmp_path / "two")
     (work / "added/photos.csv").write_text("id,landmark,category,hash,url\nabc0,x,,0,\n")
     assert "photos.csv is no table of added photos" in refused("add", work, more)
+    assert grow("remove", work, "--all") == ["-0 photos, of 0 landmarks"]
+    assert added.read(work).empty and not list((work / "added").rglob("*.jpg"))
 
 
 def test_a_head_names_no_new_landmark(work, more, tmp_path):
