@@ -130,7 +130,7 @@ class MirrorSettings(Section):
 
     free = True
 
-    mirror: str = Field("sample", title="URL|FOLDER")
+    mirror: Annotated[str, AfterValidator(values.mirror)] = Field("sample", title="URL|FOLDER")
     """where the photos are: `sample` (built in), a URL (http://, https://, s3://, gs://), or a folder"""
     ahead: int = Field(1, ge=0)
     """shards to download at once while one is in use; at most this + 1 are on disk"""

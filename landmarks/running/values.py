@@ -1,7 +1,13 @@
-"""What the texts of some settings may be: shards, devices, hosts, a CSV; a ValueError says what is wrong."""
+"""What the texts of some settings may be: a mirror, shards, devices, hosts, a CSV; a ValueError says what is wrong."""
 
 import re
 from pathlib import Path
+
+
+def mirror(value: str) -> str:
+    if not value:
+        raise ValueError("it is empty: give a URL, a folder, or sample")
+    return value
 
 
 def span(value: str) -> str:

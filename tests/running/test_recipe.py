@@ -140,6 +140,7 @@ WRONG = [
     (["--seed", "4294967296"], "--seed.*less than 2147483648"),
     (["--learning-rate", "inf"], "--learning-rate.*finite.*inf"),
     (["--work", "nowhere,"], "--work nowhere,: name each folder, and once"),
+    (["--mirror", ""], "--mirror: it is empty: give a URL, a folder, or sample"),
     (["--work", "nowhere,nowhere"], "--work nowhere,nowhere: name each folder, and once"),
     (["--work", "nowhere,none"], "no trained model .*nowhere/model.keras: run recognition.py --work .*nowhere first"),
 ]
