@@ -28,7 +28,6 @@ from landmarks.running.recipe import Recipe
 from landmarks.scoring import scores, solutions, submissions
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from landmarks.neighbours.nonlandmarks import References
@@ -97,6 +96,7 @@ def train_models(recipe: Recipe, folders: list[Path]) -> None:
     from landmarks.mirrors.open import open_mirror
     from landmarks.networks import hosts
     from landmarks.training.run import train
+    from landmarks.training.selection import learnt
 
     mirror = open_mirror(recipe.source.mirror, folders[0] / "mirror", recipe.training.seed, recipe.source)
     mirror.require("train", "test")
@@ -105,7 +105,7 @@ def train_models(recipe: Recipe, folders: list[Path]) -> None:
         one.keep()
         if hosts.of_all(one.model.loss == "none" or (folder / "model.keras").exists())[0]:
             continue
-        train(one.run, one.model, one.training, mirror, *learnt(one, mirror))
+        train(one.run, one.model, one.training, mirror, *learnt(one.photos, mirror, one.run.work))
 
 
 def recognise(recipe: Recipe) -> None:
@@ -210,11 +210,12 @@ def check(recipe: Recipe) -> None:
 def foretell(recipe: Recipe, mirror: Mirror) -> None:
     """Say what a first run, of this script and retrieval.py, will take: time on this machine, and disk."""
     from landmarks.training.forecast import forecast
+    from landmarks.training.selection import learnt
 
     new = [] if recipe.run.models else [one for one in [recipe, *recipe.beside()] if one.is_new()]
     if not new:
         return
-    photos, landmarks = learnt(recipe, mirror)
+    photos, landmarks = learnt(recipe.photos, mirror, recipe.run.work)
     count = int(photos["landmark_id"].isin(landmarks).sum())
     seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
     counts = count, len(landmarks), seen, len(mirror.shard_names("train"))
@@ -222,14 +223,6 @@ def foretell(recipe: Recipe, mirror: Mirror) -> None:
     training, embedding, disk = map(sum, zip(*needs, strict=True))
     trains = f"{time_of(training)} to train on {count:,} photos and " if training else ""
     print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")
-
-
-def learnt(recipe: Recipe, mirror: Mirror) -> "tuple[pd.DataFrame, np.ndarray]":
-    """`id` and `landmark_id` of the train photos that may be learnt from, and the landmarks that are, (classes,)."""
-    from landmarks.training import selection
-
-    photos = selection.train_photos(recipe.photos, mirror, recipe.run.work)
-    return photos, selection.select_classes(photos, recipe.photos.min_images, recipe.photos.exclude)
 
 
 def train_model(recipe: Recipe, mirror: Mirror) -> None:
@@ -240,11 +233,12 @@ def train_model(recipe: Recipe, mirror: Mirror) -> None:
     import model as models
     from landmarks.training import validation
     from landmarks.training.run import CHECKPOINTS, train
+    from landmarks.training.selection import learnt
 
     work = recipe.run.work
     path = work / "model.keras"
     if not path.exists():
-        photos, landmarks = learnt(recipe, mirror)
+        photos, landmarks = learnt(recipe.photos, mirror, work)
         with whole(work / "labels.csv") as part:
             pd.DataFrame({"class": np.arange(len(landmarks)), "landmark_id": landmarks}).to_csv(part, index=False)
         if recipe.model.loss == "none":
@@ -268,11 +262,11 @@ def whiten(recipe: Recipe, mirror: Mirror) -> None:
     if recipe.embedding.whitening == "none":
         return
     from landmarks.neighbours import ensemble
+    from landmarks.training.selection import learnt
 
-    photos, landmarks = learnt(recipe, mirror)
-    ensemble.whiten(
-        recipe.run.work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster
-    )
+    work = recipe.run.work
+    photos, landmarks = learnt(recipe.photos, mirror, work)
+    ensemble.whiten(work, recipe.embedding, mirror, photos[photos["landmark_id"].isin(landmarks)], recipe.run.cluster)
 
 
 def predict(

@@ -11,7 +11,7 @@ from landmarks.running.answer_settings import RecognitionSettings, RetrievalSett
 from landmarks.running.settings import EmbeddingSettings, PhotoSettings, RunSettings, TrainingSettings
 from landmarks.training.forecast import ADAM, BYTES, Needs
 from landmarks.training.rates import Device
-from landmarks.training.selection import select_classes, train_photos
+from landmarks.training.selection import learnt
 
 PHOTO = 121e3  # bytes of a photo of the public mirror, where nobody can tell the mirror's own
 START = 15.0  # seconds for a command to load Keras and the model, and to write its report
@@ -86,8 +86,7 @@ def counted(mirror: Mirror, settings: PhotoSettings, work: Path, is_remote: bool
     there = [split for split in SPLITS if mirror.shard_names(split)]
     photos = {split: len(mirror.ids(split)) for split in there}
     sizes = {split: sum(path.stat().st_size for path in Path(mirror.name, split).glob("*.tar")) for split in there}
-    trained = train_photos(settings, mirror, work)
-    landmarks = select_classes(trained, settings.min_images, settings.exclude)
+    trained, landmarks = learnt(settings, mirror, work)
     return Counts(
         photos, {split: len(mirror.shard_names(split)) for split in there},
         {split: sizes[split] or photos[split] * PHOTO for split in there},

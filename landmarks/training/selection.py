@@ -54,6 +54,12 @@ def voters(vote_all: bool, settings: PhotoSettings, mirror: Mirror, work: Path) 
     return photos[photos["landmark_id"].isin(load_labels(work / "labels.csv"))]
 
 
+def learnt(settings: PhotoSettings, mirror: Mirror, work: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """`id` and `landmark_id` of the train photos that may be learnt from, and the landmarks that are, (classes,)."""
+    photos = train_photos(settings, mirror, work)
+    return photos, select_classes(photos, settings.min_images, settings.exclude)
+
+
 def select_classes(train: pd.DataFrame, min_images: int, exclude: list[int]) -> np.ndarray:
     """The landmark ids to learn, ascending: (classes,) int64. A landmark's place is its class.
 
