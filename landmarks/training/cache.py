@@ -138,7 +138,7 @@ class KeptBatches(Batches):
         cache.folder.mkdir(parents=True, exist_ok=True)
         path = cache.path(self.shard.name)
         lock = FileLock(path.with_suffix(".lock"), thread_local=False)  # a closed iterator may end in any thread
-        with suppress(Timeout, NotImplementedError, OSError):
+        with suppress(Timeout, NotImplementedError, OSError):  # then it is not locked, as is told below
             lock.acquire(blocking=False)
         try:
             if not lock.is_locked:
