@@ -209,7 +209,8 @@ def check(recipe: Recipe) -> None:
 
 def foretell(recipe: Recipe, mirror: Mirror) -> None:
     """Say what a first run, of this script and retrieval.py, will take: time on this machine, and disk."""
-    from landmarks.training.forecast import forecast
+    from landmarks.networks.devices import accelerated
+    from landmarks.training.forecast import forecast, needs
     from landmarks.training.selection import learnt
 
     new = [] if recipe.run.models else [one for one in [recipe, *recipe.beside()] if one.is_new()]
@@ -218,9 +219,12 @@ def foretell(recipe: Recipe, mirror: Mirror) -> None:
     photos, landmarks = learnt(recipe.photos, mirror, recipe.run.work)
     count = int(photos["landmark_id"].isin(landmarks).sum())
     seen = sum(len(mirror.ids(split)) for split in ("train", "index", "test") if mirror.shard_names(split))
-    counts = count, len(landmarks), seen, len(mirror.shard_names("train"))
-    needs = [forecast(one.model, one.training, one.embedding, *counts, bool(one.run.beside)) for one in new]
-    training, embedding, disk = map(sum, zip(*needs, strict=True))
+    counts, parts = (count, len(landmarks), seen, len(mirror.shard_names("train"))), []
+    for one in new:
+        found = needs(one.model, one.training, one.embedding, *counts, bool(one.run.beside), accelerated())
+        how = one.model.image_size, one.training.batch_size, one.embedding.engine
+        parts.append(forecast(found, seen, *how))
+    training, embedding, disk = map(sum, zip(*parts, strict=True))
     trains = f"{time_of(training)} to train on {count:,} photos and " if training else ""
     print(f"this will take about {trains}{time_of(embedding)} to embed {seen:,}, and {size_of(disk)} of disk")
 

@@ -10,7 +10,6 @@ import numpy as np
 import model as models
 from landmarks.networks import engines
 from landmarks.networks.backbones import inner_maps, resolved
-from landmarks.networks.devices import accelerated
 from landmarks.running.settings import EmbeddingSettings, ModelSettings, TrainingSettings
 from landmarks.training import start
 
@@ -131,19 +130,9 @@ def eigenvectors_of_a_cube(products: float) -> float:
     return (time.perf_counter() - began) * products / (SIDE // 2) ** 3
 
 
-def forecast(
-    model: ModelSettings,
-    training: TrainingSettings,
-    embedding: EmbeddingSettings,
-    chosen: int,
-    classes: int,
-    seen: int,
-    shards: int,
-    beside: bool,
-) -> Forecast:
-    """What `needs` says, on this machine, which takes some seconds to find out."""
-    found = needs(model, training, embedding, chosen, classes, seen, shards, beside, accelerated())
-    forward = seconds_of_a_pass(found.network, model.image_size, training.batch_size, embedding.engine)
+def forecast(found: Needs, seen: int, image_size: int, batch_size: int, engine: engines.Engine) -> Forecast:
+    """What `needs` has found, on this machine, which takes some seconds to find out."""
+    forward = seconds_of_a_pass(found.network, image_size, batch_size, engine)
     return Forecast((found.trained + found.validated) * forward, seen * found.embedded * forward, found.disk)
 
 

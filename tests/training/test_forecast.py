@@ -14,23 +14,20 @@ def a_second_a_photo(monkeypatch):
     monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(ticks))
 
 
-def forecast_of(shards=5, beside=False, **settings):
+def forecast_of(shards=5, beside=False, has_accelerator=True, **settings):
     plain = {
         "backbone": "Tiny", "weights": "none", "image_size": 32, "batch_size": 4, "mirrored": False,
         "validation_shards": 0,
     }  # fmt: skip
     recipe = recipe_with(**{**plain, **settings})
-    return forecast(
-        recipe.model, recipe.training, recipe.embedding, chosen=100, classes=10, seen=300, shards=shards, beside=beside
-    )
+    found = forecasts.needs(
+        recipe.model, recipe.training, recipe.embedding, chosen=100, classes=10, seen=300, shards=shards,
+        beside=beside, has_accelerator=has_accelerator,
+    )  # fmt: skip
+    return forecast(found, 300, recipe.model.image_size, recipe.training.batch_size, recipe.embedding.engine)
 
 
-@pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.setattr(forecasts, "accelerated", lambda: True)
-
-
-def test_time_follows_epochs_crops_scales_and_views(accelerator):
+def test_time_follows_epochs_crops_scales_and_views():
     plain = forecast_of(epochs=2, crop=1.0)
     assert (plain.training, plain.embedding) == (100 * 2 * 3, 300)
     assert forecast_of(epochs=2, crop=0.5).training == 100 * 2 * 3 / 4
@@ -39,13 +36,13 @@ def test_time_follows_epochs_crops_scales_and_views(accelerator):
     assert forecast_of(mirrored=True, scales=[1.0, 2.0]).embedding == 300 * (1 + 4) * 2
 
 
-def test_a_processor_takes_longer_to_train(accelerator, monkeypatch):
+def test_a_processor_takes_longer_to_train():
     on_accelerator = forecast_of(validation_shards=1).training
-    monkeypatch.setattr(forecasts, "accelerated", lambda: False)
-    assert 1.3 * on_accelerator < forecast_of(validation_shards=1).training < 1.5 * on_accelerator
+    on_processor = forecast_of(validation_shards=1, has_accelerator=False).training
+    assert 1.3 * on_accelerator < on_processor < 1.5 * on_accelerator
 
 
-def test_held_out_photos_are_not_learnt_but_looked_at_after_each_mini_epoch(accelerator):
+def test_held_out_photos_are_not_learnt_but_looked_at_after_each_mini_epoch():
     held_out = {"epochs": 2, "crop": 1.0, "compare_start": False}
     assert forecast_of(validation_shards=1, **held_out).training == pytest.approx(80 * 2 * 3 + 2 * 4 * 20)
     assert forecast_of(1, validation_shards=1, **held_out).training == pytest.approx(80 * 2 * 3 + 2 * 1 * 20)
@@ -53,7 +50,7 @@ def test_held_out_photos_are_not_learnt_but_looked_at_after_each_mini_epoch(acce
     assert by_triplets == pytest.approx(80 * 2 * 3 + 2 * 20)
 
 
-def test_to_be_compared_with_the_first_weights_takes_passes(accelerator):
+def test_to_be_compared_with_the_first_weights_takes_passes():
     """Random ones, as those of the other tests, are not compared with."""
     given = {"weights": "weights.keras", "validation_shards": 1}
     alone = forecast_of(compare_start=False, **given).training
