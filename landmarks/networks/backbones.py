@@ -14,6 +14,7 @@ from landmarks.networks.frozen import frozen_backbone, is_frozen
 from landmarks.networks.onnx_file import IMAGENET_MEAN, IMAGENET_STD
 from landmarks.networks.presets import PresetBackbone
 from landmarks.running.command import InputError
+from landmarks.running.command_line import suggestion
 from landmarks.running.settings import ModelSettings
 
 
@@ -24,8 +25,7 @@ def find_backbone(name: str) -> Callable[..., keras.Model]:
         return EfficientNetLite0
     if name in applications:
         return getattr(keras.applications, name)
-    close = get_close_matches(name, ["EfficientNetLite0", *applications], n=3, cutoff=0.3)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
+    meant = suggestion(name, ["EfficientNetLite0", *applications], 3, 0.3)
     raise InputError(f"backbone {name!r} is not in keras.applications{meant}")
 
 

@@ -1,7 +1,6 @@
 """Backbones of others: presets of KerasHub, from a hub or a folder, and anyone's .keras file."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from landmarks.networks.frozen import is_frozen
 from landmarks.networks.presets import CHAINS, PresetBackbone
 from landmarks.networks.saved import read_model, require_keras_hub
 from landmarks.running.command import InputError
+from landmarks.running.command_line import suggestion
 
 
 def is_preset(name: str) -> bool:
@@ -135,9 +135,7 @@ def _why_not(preset: str, error: Exception) -> str:
     if Path(preset).is_dir():
         return f"{preset} is no folder of a KerasHub preset that loads ({reason})"
     if "://" not in preset and preset not in presets:
-        close = get_close_matches(preset, presets, n=3, cutoff=0.3)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        return f"preset {preset!r} is neither a folder nor one of KerasHub's{meant}"
+        return f"preset {preset!r} is neither a folder nor one of KerasHub's{suggestion(preset, presets, 3, 0.3)}"
     handle = presets.get(preset, {}).get("kaggle_handle", preset)
     return (
         f"preset {preset} cannot be had ({type(error).__name__}: {reason}); without network bring its folder "

@@ -106,7 +106,7 @@ def flag(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-def suggestion(name: str, names: Iterable[str]) -> str:
-    """The most similar of the names that there are, in brackets; empty if none is similar."""
-    close = get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def suggestion(name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6) -> str:
+    """The most similar of the names that there are, in brackets; empty if none is similar, as `difflib` measures it."""
+    close = get_close_matches(name, list(names), most, cutoff)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
