@@ -205,9 +205,10 @@ def options(device: dict[str, float], slots: int) -> dict[str, Any]:
 
 def _has_device(ray: Any) -> bool:
     try:
-        return bool(devices(ray.nodes()))
+        devices(ray.nodes())
     except InputError:
         return False
+    return True
 
 
 def _result(ray: Any, task: Any, shard: str) -> Made | None:

@@ -57,10 +57,7 @@ class Device(BaseModel):
 
     def times(self, factor: float) -> "Device":
         """One that is so many times as fast, at all but passes."""
-        faster = {
-            name: rate.model_copy(update={"value": rate.value * factor})
-            for name, rate in ((name, getattr(self.rates, name)) for name in Rates.model_fields)
-        }
+        faster = {name: rate.model_copy(update={"value": rate.value * factor}) for name, rate in self.rates}
         return self.model_copy(update={"rates": Rates(**faster)})
 
     def pass_of(self, backbone: str) -> tuple[str, Rate]:
