@@ -7,6 +7,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import scripts
+from conftest import ROOT
+from noise import require_equal
 
 from landmarks.networks import devices
 from landmarks.running.command import InputError
@@ -19,54 +21,22 @@ PROGRAM = """
 import json, sys
 from landmarks.running import command
 command.prepare_backend()
-import keras, numpy as np, pandas as pd
-import model as models
+import keras, noise
 from landmarks.networks import devices
 from landmarks.running.recipe import load
 from landmarks.training.trainer import Trainer
-
-rng = np.random.default_rng(0)
-ids = [str(number) for number in range(64)]
-photos = dict(zip(ids, rng.integers(0, 256, (64, 32, 32, 3), dtype="uint8")))
-classes = pd.Series(dict(zip(ids, [*range(63), 0])))
-
-class Batches:
-    unreadable = []
-    def __init__(self, shard, ids, size, batch_size, first):
-        self.parts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)][first:]
-    def __len__(self):
-        return len(self.parts)
-    def __iter__(self):
-        for part in self.parts:
-            yield part, np.stack([photos[one] for one in part])
-
-class Shard:
-    name, refused = "images_000", []
-
-def weights():
-    variables = [*trainer.model.variables, *trainer.model.optimizer.variables]
-    return {str(number): np.asarray(one.value) for number, one in enumerate(variables)}
 
 for count, mini_epochs, *arguments in json.loads(sys.argv[1]):
     keras.distribution.set_distribution(None)
     recipe = load(arguments)
     recipe.run.work.mkdir(exist_ok=True)
     devices.share(count, [recipe.divisible()])
-    trainer = Trainer(recipe.run, recipe.model, recipe.training, classes, 3, batches=Batches)
+    trainer = Trainer(recipe.run, recipe.model, recipe.training, noise.classes, 3, batches=noise.Batches)
     out = recipe.run.work / f"{len(trainer.history)}.npz"
-    first = weights() if trainer.resumed else {}
+    first = noise.weights(trainer) if trainer.resumed else {}
     for _ in range(mini_epochs):
-        trainer.finish_mini_epoch(trainer.mini_epoch(Shard, ids))
-    found = models.predict(models.predictor(trainer.model), np.stack([photos[one] for one in ids[:16]]), 16)
-    placed = {
-        f"placed {one.path}": one.value.sharding.shard_shape(one.shape)
-        for one in [*trainer.model.variables, *trainer.model.optimizer.variables]
-    }
-    np.savez(
-        out, losses=[row["loss"] for row in trainer.history], embedding=found["embedding"], **placed,
-        **{f"first {name}": value for name, value in first.items()},
-        **{f"last {name}": value for name, value in weights().items()},
-    )
+        trainer.finish_mini_epoch(trainer.mini_epoch(noise.Shard, noise.ids))
+    noise.save(out, trainer, first)
 """
 PARTS = ("--loss=arcface", "--head-parts=8")
 SAMPLED = ("--loss=arcface", "--head-parts=2", "--sampled-classes=0.4")  # 16 of the 32 landmarks of each part
@@ -91,16 +61,10 @@ def trained(tmp_path_factory):
     ]  # fmt: skip
     given = [[count, number, f"--work={folder / name}", *common, *settings] for count, number, name, *settings in runs]
     environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment["PYTHONPATH"] = str(ROOT / "tests")
     done = scripts.run("-c", PROGRAM, json.dumps(given), environment=os.environ | environment, fork=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
-
-
-def require_equal(one: np.lib.npyio.NpzFile, other: np.lib.npyio.NpzFile) -> None:
-    np.testing.assert_allclose(one["losses"], other["losses"], rtol=1e-5)
-    np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-4)
-    for name in [name for name in one if name.startswith("last ")]:
-        np.testing.assert_allclose(one[name], other[name], atol=1e-4, err_msg=name)
 
 
 def test_sampled_classes_are_those_of_one_device(trained):
@@ -121,12 +85,10 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(trained):
 def test_each_device_holds_its_classes_alone(trained, done, count):
     found = np.load(trained / "shared" / f"{done}.npz")
     of_head = [
-        tuple(found[name])
-        for name in found
-        if name.startswith("placed ") and name.endswith(("parts", "parts_momentum"))
+        tuple(found[name]) for name in found if name.startswith("held ") and name.endswith(("parts", "parts_momentum"))
     ]
     assert of_head.count((8, 3, 64 // count)) == 2  # the centres of 63 landmarks, filled up, and their momentum
-    assert (3, 3, 3, 8) in [tuple(found[name]) for name in found if name.startswith("placed ")]  # the backbone is whole
+    assert (3, 3, 3, 8) in [tuple(found[name]) for name in found if name.startswith("held ")]  # the backbone is whole
 
 
 def test_a_head_that_no_layout_was_meant_for_is_told(monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scripts
 from conftest import ROOT
+from noise import require_equal
 
 from landmarks.networks import hosts
 from landmarks.running import apart
@@ -24,8 +25,7 @@ PROGRAM = """
 import json, sys
 from landmarks.running import command
 command.prepare_backend()
-import keras, numpy as np, pandas as pd, tiny
-import model as models
+import noise, numpy as np, tiny
 from landmarks.networks import devices, hosts
 from landmarks.running.recipe import load
 from landmarks.training.run import begin_alike
@@ -34,34 +34,13 @@ from landmarks.training.trainer import Trainer
 place, runs = sys.argv[1], json.loads(sys.argv[2])
 if place:
     hosts.join(place)
-rng = np.random.default_rng(0)
-ids = [str(number) for number in range(64)]
-photos = dict(zip(ids, rng.integers(0, 256, (64, 32, 32, 3), dtype="uint8")))
-classes = pd.Series(dict(zip(ids, [*range(63), 0])))
-
-class Batches:
-    unreadable = []
-    def __init__(self, shard, ids, size, batch_size, first):
-        self.parts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)][first:]
-    def __len__(self):
-        return len(self.parts)
-    def __iter__(self):
-        for part in self.parts:
-            yield part, np.stack([photos[one] for one in part])
-
-class Shard:
-    name, refused = "images_000", []
 
 def of_round(number):
-    shares = [[half[i] for i in np.random.default_rng(number).permutation(32)] for half in (ids[:32], ids[32:])]
+    halves = noise.ids[:32], noise.ids[32:]
+    shares = [[half[i] for i in np.random.default_rng(number).permutation(32)] for half in halves]
     if hosts.count > 1:
         return shares[hosts.number]
     return [one for i in range(0, 32, 8) for share in shares for one in share[i : i + 8]]
-
-def weights():
-    with hosts.gathered([*trainer.model.variables, *trainer.model.optimizer.variables]):
-        return {str(number): np.asarray(one.value) for number, one in
-                enumerate([*trainer.model.variables, *trainer.model.optimizer.variables])} if not hosts.number else {}
 
 for rounds, *arguments in runs:
     recipe = load(arguments)
@@ -70,24 +49,15 @@ for rounds, *arguments in runs:
         run = run.model_copy(update={"work": run.work / "hosts/1"})
     run.work.mkdir(exist_ok=True, parents=True)
     devices.share("all" if place else "1", [recipe.divisible()])
-    given = run, recipe.model, recipe.training, classes, 6
+    given = run, recipe.model, recipe.training, noise.classes, 6
     if place:
         begin_alike(*given)
-    trainer = Trainer(*given, batches=Batches)
-    out, first = run.work / f"{len(trainer.history)}.npz", weights() if trainer.history else {}
+    trainer = Trainer(*given, batches=noise.Batches)
+    out, first = run.work / f"{len(trainer.history)}.npz", noise.weights(trainer) if trainer.history else {}
     for number in range(len(trainer.history), len(trainer.history) + rounds):
-        row = trainer.mini_epoch(Shard, of_round(number))
+        row = trainer.mini_epoch(noise.Shard, of_round(number))
         trainer.finish_mini_epoch({**row, "mini_epoch": 2 * number + 2})  # so far has one process come too
-    found = models.predict(models.predictor(trainer.model), np.stack([photos[one] for one in ids[:16]]), 16)
-    held = {
-        f"held {one.path}": one.value.sharding.shard_shape(one.shape)
-        for one in [*trainer.model.variables, *trainer.model.optimizer.variables]
-    }
-    np.savez(
-        out, losses=[row["loss"] for row in trainer.history], embedding=found["embedding"], **held,
-        **{f"first {name}": value for name, value in first.items()},
-        **{f"last {name}": value for name, value in weights().items()},
-    )
+    noise.save(out, trainer, first)
 if place:
     hosts.leave()
 """
@@ -133,15 +103,6 @@ def trained(tmp_path_factory) -> Path:
             _, said = process.communicate(timeout=600)
             assert process.returncode == 0, said[-3000:]
     return folder
-
-
-def require_equal(one: np.lib.npyio.NpzFile, other: np.lib.npyio.NpzFile) -> None:
-    np.testing.assert_allclose(one["losses"], other["losses"], rtol=1e-5)
-    np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-4)
-    names = [name for name in one if name.startswith("last ")]
-    assert len(names) > 10
-    for name in names:
-        np.testing.assert_allclose(one[name], other[name], atol=1e-4, err_msg=name)
 
 
 def test_one_process_goes_on_with_what_two_hosts_began(trained):
