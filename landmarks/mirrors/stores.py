@@ -4,6 +4,7 @@ Credentials, region and endpoint are those of the store's own tools (`AWS_ACCESS
 `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or of fsspec (`FSSPEC_S3='{"anon": true}'`: a public bucket).
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ CHUNK = 16 * 2**20  # bytes of a range: what a cut costs at most, and takes of m
 VERSION = ("ETag", "etag", "generation", "LastModified", "mtime")  # what tells versions apart: the first that is said
 NO_CREDENTIALS = ("NoCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "PartialCredentialsError")
 Result = TypeVar("Result")
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # else what it raises is on stderr too, with a traceback
 
 
 def is_store(url: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 from conftest import make_mirror, tars
 
 from landmarks.mirrors import check, download, stores
@@ -138,6 +139,25 @@ def test_what_is_not_there_is_absent_and_a_store_that_is_away_is_given_up(bucket
     monkeypatch.setattr(stores, "ask", lambda *_: (_ for _ in ()).throw(Failure("away")))
     with pytest.raises(Unanswered, match="away"):
         download.exists(f"{bucket}/there", patience=100)
+
+
+def test_what_a_store_s_package_logs_is_not_told_beside_the_error():
+    """gcsfs logs each error that it raises, with its traceback."""
+    pytest.importorskip("gcsfs")
+    program = """
+import types
+import gcsfs.retry
+async def at_once(_): pass
+gcsfs.retry.asyncio = types.SimpleNamespace(sleep=at_once)
+from landmarks.mirrors import stores
+try:
+    stores.find("gs://bucket/there")
+except stores.Failure as failure:
+    print(failure)
+"""
+    away = {**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "FSSPEC_GS": '{"token": "anon"}'}
+    done = scripts.run("-c", program, environment=away)
+    assert "refused" in done.stdout and not done.stderr
 
 
 def test_a_version_is_the_same_however_it_was_asked_for():
