@@ -1,6 +1,7 @@
 """Photos of noise, of 63 landmarks, and a shard of them, for programs that train in a process of their own, on JAX."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,11 +48,12 @@ def save(path: Path, trainer, first: dict[str, np.ndarray]) -> None:
         f"held {one.path}": one.value.sharding.shard_shape(one.shape)
         for one in [*trainer.model.variables, *trainer.model.optimizer.variables]
     }
-    np.savez(
-        path, losses=[row["loss"] for row in trainer.history], embedding=found["embedding"], **held,
+    kept: dict[str, Any] = {
+        "losses": [row["loss"] for row in trainer.history], "embedding": found["embedding"], **held,
         **{f"first {name}": value for name, value in first.items()},
         **{f"last {name}": value for name, value in weights(trainer).items()},
-    )  # fmt: skip
+    }  # fmt: skip
+    np.savez(path, **kept)
 
 
 def require_equal(one: np.lib.npyio.NpzFile, other: np.lib.npyio.NpzFile) -> None:
