@@ -191,7 +191,7 @@ def _require_output() -> None:
 
 def _leave_terminal() -> None:
     """Give to nobody what was for a terminal that is gone, where writing would fail."""
-    for descriptor in (1, 2):
+    for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):  # of `apart`, whose 2 is a file, not 1 and 2
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
