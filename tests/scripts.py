@@ -1,6 +1,6 @@
 """Runs Python in forks of a process that has imported what every script imports, which takes longer than the rest.
 
-Such a fork is as good as a new process: importing TensorFlow starts no thread, and that process executes nothing of it.
+Such a fork is as good as a new process: importing a back end starts no thread, and that process executes nothing of it.
 OpenBLAS, whose threads NumPy does start, ends them before a fork.
 """
 
@@ -18,12 +18,37 @@ from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from shutil import rmtree
 from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent
 PLAIN = [  # settings that leave the model and its embeddings as they are, unlike the default recipe
     "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
 ]  # fmt: skip
+
+
+@cache
+def _compiled() -> str:
+    """A folder of what JAX has compiled for any process, as most of a test on JAX is compiling."""
+    folder = tempfile.mkdtemp()
+    atexit.register(rmtree, folder)
+    return folder
+
+
+def jax(devices: int = 1) -> dict[str, str]:
+    """The environment of Python on JAX with so many virtual devices of a CPU."""
+    return os.environ | {
+        "KERAS_BACKEND": "jax",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": _compiled(),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def on(backend: str) -> dict[str, str]:
+    """The environment of Python on this back end of Keras."""
+    return jax() if backend == "jax" else os.environ | {"KERAS_BACKEND": backend}
 
 
 def run(
@@ -34,14 +59,14 @@ def run(
 ) -> subprocess.CompletedProcess:
     """How Python with these arguments, `PATH ...` or `-c PROGRAM ...`, ends in the project's folder; with its output.
 
-    Where a fork is not wanted, or not safe, it is a new process: with another back end, or not on Linux. Either way
-    Keras has the backbone `Tiny`.
+    Where a fork is not wanted, or not safe, as on other systems than Linux, it is a new process. Either way Keras has
+    the backbone `Tiny`.
 
     Args:
         meanwhile: is given the process id while it runs.
     """
     given = [str(argument) for argument in arguments]
-    if not fork or sys.platform != "linux" or environment.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    if not fork or sys.platform != "linux":
         command = [sys.executable, __file__, *given]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
@@ -50,18 +75,18 @@ def run(
         return subprocess.CompletedProcess(given, process.returncode, *output)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        server = _server()
+        server = _server(environment.get("KERAS_BACKEND", "tensorflow"))
         server.send((given, dict(environment), outputs))
         meanwhile(server.recv())
         return subprocess.CompletedProcess(given, server.recv(), *(path.read_text() for path in outputs))
 
 
 @cache
-def _server() -> Connection:
-    """The process that forks, one for each process that tests, and ends with it."""
+def _server(backend: str) -> Connection:
+    """The process that forks, one for each process that tests and each back end, and ends with it."""
     here, there = Pipe()
     command = [sys.executable, __file__, "--serve", str(there.fileno())]
-    process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, env=on(backend))
     there.close()
     atexit.register(process.wait)
     atexit.register(here.close)  # which ends it, before it is waited for
@@ -130,6 +155,7 @@ def import_all() -> None:
 
     command.prepare_backend()
     import cv2  # noqa: F401
+    import tensorflow  # noqa: F401  whatever the back end: to seed it, Keras imports what is installed
 
     import recognition  # noqa: F401
     import report  # noqa: F401

@@ -1,6 +1,5 @@
 """recognition.py on two hosts, two processes on loopback: to the end, stopped by one of them, and with one killed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -42,12 +41,11 @@ class Hosts:
             "--embedding-size=8", "--optimizer=sgd", *settings, *scripts.PLAIN,
         ]  # fmt: skip
         self.works = [folder / "first", folder / "second"]
-        environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
         address, pipe = f"127.0.0.1:{free_port()}", subprocess.PIPE
         self.processes = [
             subprocess.Popen(
                 [sys.executable, ROOT / "recognition.py", f"--work={work}", f"--hosts={address},2,{number}", *given],
-                env=os.environ | environment, stdout=pipe, stderr=pipe, text=True,
+                env=scripts.jax(2), stdout=pipe, stderr=pipe, text=True,
             )
             for number, work in enumerate(self.works)
         ]  # fmt: skip

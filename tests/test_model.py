@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from importlib.util import find_spec
 
@@ -9,6 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import scripts
 import tiny  # noqa: F401  the backbone
 from conftest import ROOT
 from keras import ops
@@ -97,10 +95,8 @@ def test_saved_and_loaded_it_predicts_the_same_on_every_back_end(small_model, tm
         if find_spec(package) is None:
             continue
         out = tmp_path / f"{backend}.npy"
-        subprocess.run(
-            [sys.executable, "-c", program, ROOT, path, out],
-            env=os.environ | {"KERAS_BACKEND": backend}, check=True,
-        )  # fmt: skip
+        done = scripts.run("-c", program, ROOT, path, out, environment=scripts.on(backend))
+        assert done.returncode == 0, done.stderr[-3000:]
         np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
 
 

@@ -1,7 +1,6 @@
 """A run that was stopped and goes on in another process ends with the weights of one that was not."""
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,11 +60,11 @@ for (precision, loss), (part, stops) in itertools.product(cases, parts):
 CASES = [("float32", "softmax"), ("mixed_float16", "arcface"), ("mixed_bfloat16", "triplet")]
 
 
-def train(mirror: Path, folder: Path, *parts: tuple[str, int], backend="tensorflow", fork=True):
+def train(mirror: Path, folder: Path, *parts: tuple[str, int], backend="tensorflow"):
     """In a process of its own train each part, to its end or to the given step; then embed the test photos."""
     cases = CASES if backend == "tensorflow" else [("float32", "arcface"), *CASES[::2]]
     arguments = ["-c", PROGRAM, mirror, folder, *map(json.dumps, (cases, parts, scripts.PLAIN))]
-    done = scripts.run(*arguments, environment=os.environ | {"KERAS_BACKEND": backend}, fork=fork)
+    done = scripts.run(*arguments, environment=scripts.on(backend))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -80,7 +79,7 @@ def require_the_same_weights(folder: Path) -> None:
 
 
 def test_a_run_goes_on_in_another_process(tiny_mirror, tmp_path):
-    train(tiny_mirror, tmp_path, ("whole", 0), ("stopped", 3), fork=False)
+    train(tiny_mirror, tmp_path, ("whole", 0), ("stopped", 3))
     train(tiny_mirror, tmp_path, ("stopped", 4))
     train(tiny_mirror, tmp_path, ("stopped", 0))
     require_the_same_weights(tmp_path)

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 import zlib
 from importlib.util import find_spec
 from io import BytesIO
@@ -10,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import scripts
 from conftest import ROOT, identity, recipe_with, texture
 from PIL import Image
 
@@ -344,11 +342,9 @@ def test_other_back_ends_find_the_same(begin, tmp_path):
     for backend in ("jax", "torch"):
         if find_spec(backend) is None:
             continue
-        subprocess.run(
-            [sys.executable, "-c", program, ROOT, recipe.run.work]
-            + [tmp_path / "photo.npy", tmp_path / "found.npz"],
-            env=os.environ | {"KERAS_BACKEND": backend}, check=True,
-        )  # fmt: skip
+        given = ROOT, recipe.run.work, tmp_path / "photo.npy", tmp_path / "found.npz"
+        done = scripts.run("-c", program, *given, environment=scripts.on(backend))
+        assert done.returncode == 0, done.stderr[-3000:]
         with np.load(tmp_path / "found.npz") as found:
             points, descriptors = found.values()
         order = [np.lexsort(array.T) for array in (expected.points, points)]  # near ties may come in another order

@@ -1,6 +1,5 @@
 """What an accelerator finds is what faiss finds, on every back end; here all of it on a CPU."""
 
-import os
 from importlib.util import find_spec
 
 import pytest
@@ -31,5 +30,5 @@ for photos, queries, k in [(1500, 40, 5), (701, 16, 10), (1400, 17, 100), (3, 4,
 def test_tiles_find_what_faiss_finds(backend):
     if find_spec(backend) is None:
         pytest.skip(f"pip install {backend}")
-    done = scripts.run("-c", PROGRAM, environment=os.environ | {"KERAS_BACKEND": backend}, fork=False)
+    done = scripts.run("-c", PROGRAM, environment=scripts.on(backend))
     assert done.returncode == 0, done.stderr[-3000:]

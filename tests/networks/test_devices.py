@@ -1,13 +1,11 @@
 """Several devices do what one does: eight virtual ones of a CPU, in a process of their own, on JAX."""
 
 import json
-import os
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import scripts
-from conftest import ROOT
 from noise import require_equal
 
 from landmarks.networks import devices
@@ -19,6 +17,7 @@ from landmarks.running.recipe import load
 # SGD: Adam makes large steps of the rounding errors that are all the gradient of a bias before a batch normalisation.
 PROGRAM = """
 import json, sys
+sys.path.append("tests")
 from landmarks.running import command
 command.prepare_backend()
 import keras, noise
@@ -60,9 +59,7 @@ def trained(tmp_path_factory):
         "--validation-shards=0", "--embedding-size=8", "--learning-rate=0.01", "--optimizer=sgd", *scripts.PLAIN,
     ]  # fmt: skip
     given = [[count, number, f"--work={folder / name}", *common, *settings] for count, number, name, *settings in runs]
-    environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    environment["PYTHONPATH"] = str(ROOT / "tests")
-    done = scripts.run("-c", PROGRAM, json.dumps(given), environment=os.environ | environment, fork=False)
+    done = scripts.run("-c", PROGRAM, json.dumps(given), environment=scripts.jax(8))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -135,7 +132,6 @@ def test_no_number_of_devices(tmp_path, value):
 def test_both_scripts_run_on_several_devices(tiny_mirror, tmp_path):
     if find_spec("jax") is None:
         pytest.skip("pip install jax")
-    environment = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     settings = [
         f"--mirror={tiny_mirror}", "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=4",
         "--epochs=1", "--optimizer=sgd", "--loss=arcface", "--head-parts=2", "--embedding-size=8", *scripts.PLAIN,
@@ -143,7 +139,7 @@ def test_both_scripts_run_on_several_devices(tiny_mirror, tmp_path):
     for count in ("1", "all"):
         for script in ("recognition.py", "retrieval.py"):
             given = [f"--work={tmp_path / count}", f"--devices={count}", *settings]
-            done = scripts.run(script, *given, environment=os.environ | environment, fork=False)
+            done = scripts.run(script, *given, environment=scripts.jax(2))
             assert done.returncode == 0, done.stderr[-3000:]
     for path in sorted((tmp_path / "1" / "features").rglob("*.npz")):
         one, two = (load_features(tmp_path / count / path.relative_to(tmp_path / "1")) for count in ("1", "all"))

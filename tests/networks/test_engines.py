@@ -1,6 +1,5 @@
 """Compiled predictors say what Keras' own `predict_on_batch` says."""
 
-import os
 from importlib.util import find_spec
 
 import keras
@@ -45,7 +44,7 @@ for sizes in ([32], [32, 32]):
 def test_every_back_end_compiles_a_predictor(backend):
     if find_spec(backend) is None:
         pytest.skip(f"pip install {backend}")
-    done = scripts.run("-c", PROGRAM, environment=os.environ | {"KERAS_BACKEND": backend}, fork=False)
+    done = scripts.run("-c", PROGRAM, environment=scripts.on(backend))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

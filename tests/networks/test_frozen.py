@@ -1,8 +1,5 @@
 """Networks of other runtimes as backbones, from the file to the scores: DELG's SavedModel, ONNX, anyone's .keras."""
 
-import os
-import subprocess
-import sys
 import zipfile
 from importlib.util import find_spec
 
@@ -96,9 +93,8 @@ def test_onnx_runs_on_every_back_end(onnx_files, tmp_path):
     for backend in ("jax", "torch"):
         if find_spec(backend) is None:
             continue
-        subprocess.run(
-            [sys.executable, "-c", program, ROOT, tmp_path], env=os.environ | {"KERAS_BACKEND": backend}, check=True
-        )
+        done = scripts.run("-c", program, ROOT, tmp_path, environment=scripts.on(backend))
+        assert done.returncode == 0, done.stderr[-3000:]
         for name, values in expected.items():
             np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), values, atol=1e-5)
 

@@ -1,7 +1,6 @@
 """Two hosts with two devices each do what one process does: on loopback, on virtual devices of a CPU, on JAX."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -75,8 +74,7 @@ def free_port() -> int:
 
 
 def start(program: str, *arguments: str, devices: int = 2) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT / "tests")}
+    environment = scripts.jax(devices) | {"PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-c", program, *arguments]  # not by scripts.py, which imports TensorFlow first
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)

@@ -1,7 +1,5 @@
 """Presets of KerasHub and .keras files as backbones. Presets are of the real classes, small and random, in folders."""
 
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -211,9 +209,8 @@ def test_it_is_loaded_on_every_back_end(folders, tmp_path):
     for backend in ("jax", "torch"):
         if find_spec(backend) is None:
             continue
-        subprocess.run(
-            [sys.executable, "-c", program, ROOT, tmp_path], env=os.environ | {"KERAS_BACKEND": backend}, check=True
-        )
+        done = scripts.run("-c", program, ROOT, tmp_path, environment=scripts.on(backend))
+        assert done.returncode == 0, done.stderr[-3000:]
         for name, values in expected.items():
             np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), values, atol=1e-3)
 

@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+import scripts
 from keras import ops
 
 from landmarks.networks.layers import CosineHead
@@ -41,10 +38,7 @@ layer.set_weights([np.array([[30.0, 0.0], [0.0, 30.0]], "float32")])
 model.train_on_batch(np.eye(2, dtype="float32"), np.array([1, 0]))
 print(*np.round(keras.ops.convert_to_numpy(layer.kernel), 3).ravel())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"KERAS_BACKEND": backend},
-    )  # fmt: skip
+    done = scripts.run("-c", program, environment=scripts.on(backend))
     assert done.stdout.split() == ["29.5", "0.5", "0.5", "29.5"], done.stderr
 
 
@@ -132,14 +126,11 @@ for sampled in (1.0, 0.999):  # of each part all: the same losses, before a step
     model.compile(keras.optimizers.SGD(0.5), losses.ArcFace(4.0, head if sampled < 1 else None))
     print(*(float(model.train_on_batch(embeddings, y)) for _ in range(3)))
 """
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True,
-            text=True, env=os.environ | {"KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        ).stdout.splitlines()
-        for name in ("tensorflow", backend)
-    ]  # fmt: skip
-    (losses, whole, sampled), others = ([np.array(line.split(), float) for line in lines[-3:]] for lines in printed)
+    printed = [scripts.run("-c", program, environment=scripts.on(name)) for name in ("tensorflow", backend)]
+    assert not any(done.returncode for done in printed), [done.stderr[-3000:] for done in printed]
+    (losses, whole, sampled), others = (
+        [np.array(line.split(), float) for line in done.stdout.splitlines()[-3:]] for done in printed
+    )
     np.testing.assert_allclose(sampled, whole, rtol=1e-5)
     assert whole[2] < whole[1] < whole[0]
     for found, other in zip((losses, whole, sampled), others, strict=True):

@@ -1,6 +1,5 @@
 """Steps that are not waited for do what Keras' own do, on every back end."""
 
-import os
 from importlib.util import find_spec
 
 import pytest
@@ -53,5 +52,5 @@ for one, other in zip(ours.variables + ours.optimizer.variables, theirs.variable
 def test_steps_are_those_of_keras(backend):
     if find_spec(backend) is None:
         pytest.skip(f"pip install {backend}")
-    done = scripts.run("-c", PROGRAM, environment=os.environ | {"KERAS_BACKEND": backend}, fork=False)
+    done = scripts.run("-c", PROGRAM, environment=scripts.on(backend))
     assert done.returncode == 0, done.stderr[-3000:]
