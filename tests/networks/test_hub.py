@@ -229,6 +229,7 @@ def test_rates_fall_from_block_to_block(folders):
 def test_it_learns_and_recognises_end_to_end(folders, tiny_mirror, tmp_path):
     work = tmp_path / "work"
     given = [
+        *scripts.PLAIN, "--scales=1,1.5",
         f"--backbone=hub:{folders('DINOV2')}", "--pooling=token", "--image-size=64", "--crop=0.7", "--batch-size=8",
         "--epochs=1", "--freeze=2", "--layer-decay=0.7", "--loss=arcface", f"--mirror={tiny_mirror}",
     ]  # fmt: skip
