@@ -9,13 +9,13 @@ from pathlib import Path
 import kernels
 import pandas as pd
 import pytest
+import tiny
 from conftest import ROOT, make_mirror, make_wheel
 
 import package_for_kaggle
 
 FOLDER = ROOT / "notebooks"
 RECOGNITION, RETRIEVAL = "landmark-recognition-2021", "landmark-retrieval-2021"
-SMALL = 'SETTINGS = "--recipe small-frozen --scales 1 --image-size 32 --crop 1"'
 jupytext = pytest.importorskip("jupytext", reason="pip install -r requirements-notebooks.txt")
 
 
@@ -86,22 +86,25 @@ class Kaggle:
 
 def test_the_kaggle_notebooks_go_on_from_kernel_to_kernel_and_answer_on_hidden_data(tmp_path):
     kaggle = Kaggle(tmp_path)
+    tiny.Tiny(False, None, (32, 32, 3)).save(tmp_path / "tiny.keras")
+    settings = f"--recipe small-frozen --backbone {tmp_path}/tiny.keras --inner-layers conv --scales 1 --image-size 32"
+    small = f'SETTINGS = "{settings} --crop 1"'
     public = make_mirror(tmp_path / "public")
     ids = as_competition(public, kaggle.input / RECOGNITION)
 
-    said = kaggle.run("kaggle_recognition", "first", f'{SMALL}\nTIME_LIMIT = "1s"')
+    said = kaggle.run("kaggle_recognition", "first", f'{small}\nTIME_LIMIT = "1s"')
     assert "this is the first one" in said and said.rstrip().endswith("and run that.")
     assert (kaggle.packages / "probe.py").exists()  # the wheel that was lacking, and nothing else
     assert [path.name for path in kaggle.packages.glob("*.dist-info")] == ["probe-1.0.dist-info"]
     assert not (tmp_path / "first/submission.csv").exists()
 
     kaggle.attach("first")
-    said = kaggle.run("kaggle_recognition", "second", SMALL)
+    said = kaggle.run("kaggle_recognition", "second", small)
     assert "submission.csv is a whole recognition submission" in said
     assert sorted(kaggle.submitted("second")) == ids
 
     kaggle.attach("second", before="first")
-    said = kaggle.run("kaggle_recognition", "saved", f"{SMALL}\nSHORT_CUT = True")
+    said = kaggle.run("kaggle_recognition", "saved", f"{small}\nSHORT_CUT = True")
     assert "the run on hidden data answers" in said and not (tmp_path / "saved/work").exists()
     assert "10 0.5" in (tmp_path / "saved/submission.csv").read_text()
 
@@ -111,6 +114,6 @@ def test_the_kaggle_notebooks_go_on_from_kernel_to_kernel_and_answer_on_hidden_d
 
     shutil.rmtree(kaggle.input / RECOGNITION)
     hidden = as_competition(make_mirror(tmp_path / "hidden", 2, train=6, test=5), kaggle.input / RECOGNITION)
-    said = kaggle.run("kaggle_recognition", "submitted", f"{SMALL}\nSHORT_CUT = True", KAGGLE_IS_COMPETITION_RERUN="1")
+    said = kaggle.run("kaggle_recognition", "submitted", f"{small}\nSHORT_CUT = True", KAGGLE_IS_COMPETITION_RERUN="1")
     assert "is a whole recognition submission" in said and "train: 1 of 1 shards embedded, 1 of them now" in said
     assert sorted(kaggle.submitted("submitted")) == hidden != ids

@@ -1,9 +1,9 @@
-import subprocess
 import sys
 from io import BytesIO
 
 import numpy as np
 import pytest
+import scripts
 from conftest import ROOT, jpeg
 from PIL import Image
 
@@ -36,9 +36,7 @@ def texture(seed: int, turn: float = 0, shrink: float = 1) -> bytes:
 
 
 def script(*arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "verification.py", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
-    )
+    return scripts.run(ROOT / "verification.py", *arguments)
 
 
 def test_matching_two_files_needs_no_work_folder(tmp_path):

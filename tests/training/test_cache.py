@@ -19,14 +19,18 @@ from landmarks.training.cache import Cache, CachedShard
 from landmarks.training.step import Steps
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """How many photos have been decoded."""
+def counted(patch):
+    """A list of as many elements as photos have been decoded from now on."""
     import generators
 
     count = []
-    monkeypatch.setattr(generators, "decode_at", lambda *given: count.append(None) or images.decode_at(*given))
+    patch.setattr(generators, "decode_at", lambda *given: count.append(None) or images.decode_at(*given))
     return count
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    return counted(monkeypatch)
 
 
 def train(mirror, work, epochs=3, **settings):
@@ -39,15 +43,26 @@ def train(mirror, work, epochs=3, **settings):
     return training.train(recipe.run, recipe.model, recipe.training, opened, opened.train(), classes).get_weights()
 
 
+@pytest.fixture(scope="module")
+def without(tiny_mirror, tmp_path_factory):
+    """The weights of a run without a cache, and how many photos it decoded."""
+    with pytest.MonkeyPatch.context() as patch:
+        decoded = counted(patch)
+        return train(tiny_mirror, tmp_path_factory.mktemp("plain")), len(decoded)
+
+
+@pytest.fixture
+def plain(without):
+    return without[0]
+
+
 def require_the_same(ours, theirs):
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_later_epochs_decode_nothing_and_end_the_same(tiny_mirror, tmp_path, decoded):
-    plain = train(tiny_mirror, tmp_path / "plain")
-    without = len(decoded)
-    decoded.clear()
+def test_later_epochs_decode_nothing_and_end_the_same(tiny_mirror, tmp_path, decoded, without):
+    plain, without = without
     cached = train(tiny_mirror, tmp_path / "cached", cache=str(tmp_path / "cache"))
     require_the_same(cached, plain)
     shards = len(list((tmp_path / "cache").glob("*-32.npy")))
@@ -59,8 +74,7 @@ def test_later_epochs_decode_nothing_and_end_the_same(tiny_mirror, tmp_path, dec
     assert len(decoded) <= without - 3 * len(pd.read_csv(tiny_mirror / "metadata/train.csv")) * 5 / 6 + 9  # held out
 
 
-def test_a_stopped_epoch_goes_on_and_a_cut_file_is_made_anew(tiny_mirror, tmp_path, monkeypatch):
-    plain = train(tiny_mirror, tmp_path / "plain")
+def test_a_stopped_epoch_goes_on_and_a_cut_file_is_made_anew(tiny_mirror, tmp_path, monkeypatch, plain):
     settings = {"cache": str(tmp_path / "cache")}
     step, taken = Steps.__call__, []
 
@@ -82,8 +96,7 @@ def test_a_stopped_epoch_goes_on_and_a_cut_file_is_made_anew(tiny_mirror, tmp_pa
     require_the_same(train(tiny_mirror, tmp_path / "spoilt", **settings), plain)
 
 
-def test_what_finds_no_room_is_read_anew(tiny_mirror, tmp_path):
-    plain = train(tiny_mirror, tmp_path / "plain")
+def test_what_finds_no_room_is_read_anew(tiny_mirror, tmp_path, plain):
     limit = 2.5 * 4 * 32 * 32 * 3 / 1e9  # two shards of some four photos
     require_the_same(train(tiny_mirror, tmp_path / "w", cache=str(tmp_path / "cache"), cache_size=limit), plain)
     kept = [path.stat().st_size for path in (tmp_path / "cache").glob("*.npy")]
