@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -140,6 +141,20 @@ def make_wheel(folder: Path, tag: str = "py3-none-any") -> Path:
 @pytest.fixture(scope="session")
 def tiny_mirror(tmp_path_factory) -> Path:
     return make_mirror(tmp_path_factory.mktemp("mirror") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def small_work(tiny_mirror, tmp_path_factory) -> Path:
+    """The work folder of both scripts, which nobody changes."""
+    from small_run import finish
+
+    return finish(tiny_mirror, tmp_path_factory.mktemp("small") / "work")
+
+
+@pytest.fixture(scope="module")
+def finished(small_work, tmp_path_factory) -> Path:
+    """A copy of it for the tests of a module."""
+    return shutil.copytree(small_work, tmp_path_factory.mktemp("finished") / "work")
 
 
 @pytest.fixture(scope="module")

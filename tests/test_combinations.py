@@ -7,15 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_run import finish, run, times
+from small_run import run, times
 
 from landmarks.running.features_file import load_features, save_features
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_mirror, tmp_path_factory) -> Path:
-    """The work folder of both scripts."""
-    return finish(tiny_mirror, tmp_path_factory.mktemp("finished") / "work")
 
 
 def test_two_models_together(finished, tiny_mirror, tmp_path):

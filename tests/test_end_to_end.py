@@ -11,15 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, make_mirror
-from small_run import SETTINGS, finish, run, times
+from small_run import SETTINGS, run, times
 
 from landmarks.running.features_file import load_features
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_mirror, tmp_path_factory) -> Path:
-    """The work folder of both scripts."""
-    return finish(tiny_mirror, tmp_path_factory.mktemp("finished") / "work")
 
 
 def test_both_scripts_note_their_runs_and_show_what_they_found(finished, tiny_mirror):

@@ -7,11 +7,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import impatient
 import pandas as pd
 import pytest
 import scripts
-from conftest import ROOT
-from impatient import SILENT_SECONDS
 from networks.test_hosts import free_port
 
 pytestmark = pytest.mark.skipif(find_spec("jax") is None, reason="pip install jax")
@@ -43,7 +42,7 @@ class Hosts:
         address, pipe = f"127.0.0.1:{free_port()}", subprocess.PIPE
         self.processes = [
             subprocess.Popen(
-                [sys.executable, ROOT / "tests/impatient.py", f"--work={work}", f"--hosts={address},2,{number}", *given],
+                [sys.executable, impatient.__file__, f"--work={work}", f"--hosts={address},2,{number}", *given],
                 env=scripts.jax(2), stdout=pipe, stderr=pipe, text=True,
             )
             for number, work in enumerate(self.works)
@@ -71,7 +70,7 @@ def test_killed_stopped_and_to_the_end(tiny_mirror, tmp_path, backbone):
     started.processes[1].kill()
     killed_at = time.monotonic()
     (code, _, said), _ = started.end()
-    assert time.monotonic() - killed_at < 6 * SILENT_SECONDS
+    assert time.monotonic() - killed_at < 6 * impatient.SILENT_SECONDS
     assert code == 2 and said.splitlines()[-1].startswith("error: the hosts broke off"), said
     assert "the same command, on all hosts, goes on" in said and "Traceback" not in said
     before = pd.read_csv(first / "training.csv")

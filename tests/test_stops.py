@@ -10,13 +10,7 @@ import pandas as pd
 import pytest
 import scripts
 from conftest import make_mirror
-from small_run import SETTINGS, finish, run
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_mirror, tmp_path_factory) -> Path:
-    """The work folder of both scripts."""
-    return finish(tiny_mirror, tmp_path_factory.mktemp("finished") / "work")
+from small_run import SETTINGS, run
 
 
 def test_kill_at_any_time_and_go_on(tiny_mirror, tmp_path):
