@@ -210,7 +210,7 @@ def test_inner_layers_stand_beside_the_embedding(tmp_path, loss):
     models.save(build_small(loss=loss, embedding_size=0 if loss == "none" else 16), tmp_path / "model.keras")
     model, images = models.load(tmp_path / "model.keras"), photos(3)
     base = model.layers[BACKBONE]
-    names = [base.layers[2].name, "conv"]
+    names = [base.layers[3].name, "conv"]  # after the activation and before it
     seen = model.get_layer("normalization")(images)
     maps = [ops.convert_to_numpy(keras.Model(base.input, base.get_layer(name).output)(seen)) for name in names]
     plain = models.predict(models.predictor(model), images, 4)
