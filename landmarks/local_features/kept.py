@@ -127,7 +127,7 @@ def keep_features(
     for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
-    return KeptFeatures([path for path in files.values() if path.exists()])
+    return KeptFeatures([path for name, path in files.items() if path.exists() and (has[path] or name in todo)])
 
 
 def job(

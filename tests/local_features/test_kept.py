@@ -113,6 +113,15 @@ def test_damage_is_noticed_and_made_again(shard, tmp_path):
         list(late.values())
 
 
+def test_a_damaged_file_of_which_nothing_is_wanted_is_passed_over(shard, tmp_path):
+    (tmp_path / "work").mkdir()
+    kept(shard, Counting(), shard[2], tmp_path)
+    (tmp_path / "local/test/images_000.npz").write_bytes(b"no zip")
+    counting = Counting()
+    assert not kept(shard, counting, [], tmp_path)
+    assert not counting.photos
+
+
 def test_damage_that_changes_neither_size_nor_time_is_noticed_when_it_is_read(shard, tmp_path):
     ids = shard[2]
     (tmp_path / "work").mkdir()
