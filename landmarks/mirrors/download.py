@@ -152,7 +152,7 @@ def _request(
     except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
         raise InputError(f"{url} cannot be read: only http:// and https:// can ({error})") from error
     except (requests.RequestException, ValueError) as error:  # ValueError: a host's name that no socket accepts
-        raise InputError(f"{url} cannot be read: {error}") from error
+        raise InputError(f"{url} cannot be read: {error}; check the address") from error
     receive_answer(url, response)
     return response
 
