@@ -246,4 +246,7 @@ def load_labels(path: Path) -> np.ndarray:
             raise ValueError("the classes are not 0, 1, 2, ...")
         return table["landmark_id"].to_numpy()
     except (ValueError, KeyError, OSError, OverflowError) as error:
-        raise InputError(f"{path} is not the labels.csv of a model (class,landmark_id): {error}") from error
+        raise InputError(
+            f"{path} is not the labels.csv of a model (class,landmark_id): {error}; bring back a copy, or delete "
+            "model.keras beside it to train again"
+        ) from error
