@@ -247,7 +247,9 @@ def _read(path: Path) -> dict[str, Any]:
         repr(settings)  # RecursionError where tables lie in tables too deep for a message to show
         return settings
     except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists
-        raise InputError(f"{path} is not TOML of settings: {error}") from error
+        raise InputError(
+            f"{path} is not TOML of settings: {error}; correct it, or delete it and give the settings that it had"
+        ) from error
 
 
 def from_flat(settings: Mapping[str, Any], source: Path, given: Collection[str] = ()) -> Recipe:

@@ -156,7 +156,7 @@ def test_a_wrong_name_or_value_is_one_clear_line(arguments, message):
 def test_a_wrong_toml_is_named(tmp_path):
     for text, message in {
         "backbon = 'x'": "mine.toml.*backbon.*backbone",
-        "a = [": "mine.toml is not TOML",
+        "a = [": "mine.toml is not TOML.*delete it and give the settings",
         "image_size = 'x'": "mine.toml: image_size: .*given: 'x'",
         "loss = 'triplet'\nblend = 1": "no head.*beside what .*mine.toml says",
         "store = 's3://bucket/run'": "mine.toml: store is for the command line, .*: --store s3://bucket/run",
