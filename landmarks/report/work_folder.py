@@ -86,7 +86,7 @@ def gather(
         start=_json(run.folders[0] / "start.json", remarks),
         beside={task: _json(folder / f"{task}.metrics.json", remarks) for folder in beside for task in READERS},
         training=_table(run.folders[0] / "training.csv", remarks),
-        history=_table(work / HISTORY, remarks, COLUMNS).map(without_password),
+        history=_history(work / HISTORY, remarks),
         skipped=pd.concat(skipped),
         md5=_table(work / "mirror/md5_mismatches.csv", remarks, ["shard", "expected", "found"]),
         photos={split: _photos(split, run.features / split, mirror, remarks) for split in SPLITS},
@@ -117,6 +117,12 @@ def _at_hand(source: MirrorSettings, cache: Path, seed: int, remarks: list[str])
         return None, False
     assert isinstance(mirror, FolderMirror)
     return mirror, True
+
+
+def _history(path: Path, remarks: list[str]) -> pd.DataFrame:
+    """The lines of `runs.csv` that are whole."""
+    history = _table(path, remarks, COLUMNS).map(without_password)
+    return history[history["seconds"].str.fullmatch("[0-9]{1,9}")] if len(history) else history
 
 
 def _judged(task: str, submission_csv: Path, solution_csv: Path | None, remarks: list[str]) -> pd.DataFrame:

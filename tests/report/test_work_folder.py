@@ -35,6 +35,13 @@ def test_what_the_model_beside_has_passed_over_is_told_too(work, recipe):
     assert gathered(beside).skipped["name"].tolist() == ["ab<i>c", "abcdef"]
 
 
+def test_lines_of_the_history_that_are_not_whole_are_left_out(work, recipe):
+    whole = gathered(recipe).history
+    with open(work / "runs.csv", "a") as file:
+        file.write("2026-01-02T10:00:00+01:00,,finished,,\n2026-01-02T10:00:00+01:00,1e999,finished,,\n2026-01\n")
+    assert gathered(recipe).history.equals(whole)
+
+
 @pytest.mark.parametrize(
     ("told", "shown"),
     [
