@@ -207,7 +207,12 @@ def _has_begun(work: Path) -> bool:
 
 def of(folder: Path) -> Recipe:
     """The settings that a finished work folder keeps. Raises InputError unless there is a trained model."""
-    if absent := [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]:
+    absent = [name for name in ("model.keras", "labels.csv", "recipe.toml") if not (folder / name).is_file()]
+    if absent == ["labels.csv"]:  # which recognition.py alone does not bring back
+        raise InputError(
+            f"{folder / 'labels.csv'} is gone; bring back a copy, or delete model.keras beside it to train again"
+        )
+    if absent:
         which = f"{folder.parent} --beside RECIPE" if folder.name == BESIDE else folder
         raise InputError(f"there is no trained model {folder / absent[0]}: run recognition.py --work {which} first")
     return from_flat({**_read(folder / "recipe.toml"), "work": folder}, folder / "recipe.toml")

@@ -228,6 +228,15 @@ def finished(folder, *arguments):
         (folder / name).touch()
 
 
+def test_labels_that_are_gone_are_told_from_a_model_that_is_not_trained(tmp_path):
+    with pytest.raises(InputError, match="no trained model .*/model.keras: run recognition.py"):
+        recipes.of(tmp_path)
+    finished(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(InputError, match="labels.csv is gone; bring back a copy, or delete model.keras"):
+        recipes.of(tmp_path)
+
+
 def test_several_models(tmp_path):
     folders = [tmp_path / name for name in ("A", "B")]
     finished(folders[0], "--image-size", "64", "--votes", "3")
