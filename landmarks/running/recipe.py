@@ -202,7 +202,8 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
 
 def _has_begun(work: Path) -> bool:
     """Whether the work folder keeps settings, and anything that was made with them: before that they bind nobody."""
-    return (work / "recipe.toml").is_file() and any((work / name).exists() for name in MADE)
+    kept = work / "recipe.toml"
+    return kept.is_file() and kept.stat().st_size > 0 and any((work / name).exists() for name in MADE)
 
 
 def of(folder: Path) -> Recipe:

@@ -175,6 +175,12 @@ def test_settings_bind_once_something_was_made_with_them(tmp_path):
         load(["--work", str(tmp_path), "--image-size", "256"])
 
 
+def test_an_emptied_file_of_settings_binds_nobody(tmp_path):
+    finished(tmp_path, "--image-size", "224")
+    (tmp_path / "recipe.toml").write_bytes(b"")
+    assert load(["--work", str(tmp_path), "--image-size", "224"]).model.image_size == 224
+
+
 def test_a_mirror_may_be_somewhere_else_now(tmp_path):
     finished(tmp_path, "--mirror", "https://example.org")
     assert load(["--work", str(tmp_path)]).source.mirror == "https://example.org"
