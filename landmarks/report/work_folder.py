@@ -1,7 +1,6 @@
 """What a work folder tells of its run: settings, scores, training, photos, what was passed over, and what it lacks."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,13 @@ from landmarks.mirrors.open import open_mirror
 from landmarks.neighbours import gallery
 from landmarks.neighbours.gallery import Gallery
 from landmarks.report import judged
-from landmarks.running.command import InputError
+from landmarks.running.command import InputError, without_password
 from landmarks.running.features_file import outline
 from landmarks.running.history import COLUMNS, HISTORY
 from landmarks.running.settings import BESIDE, URLS, MirrorSettings, RunSettings
 from landmarks.scoring.scores import SCORERS
 
 MAX_BYTES = 2**26  # of a table or JSON that a run leaves; training.csv of 4,000 mini-epochs has one
-PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
 READERS: dict[str, Callable[[Path, Path | None], pd.DataFrame]] = {
     "recognition": judged.recognised,
     "retrieval": judged.retrieved,
@@ -121,7 +119,7 @@ def _at_hand(source: MirrorSettings, cache: Path, seed: int, remarks: list[str])
 
 def _history(path: Path, remarks: list[str]) -> pd.DataFrame:
     """The lines of `runs.csv` that are whole."""
-    history = _table(path, remarks, COLUMNS).map(without_password)
+    history = _table(path, remarks, COLUMNS).map(_without_password)
     return history[history["seconds"].str.fullmatch("[0-9]{1,9}")] if len(history) else history
 
 
@@ -186,11 +184,11 @@ def _table(path: Path, remarks: list[str], columns: Sequence[str] = ()) -> pd.Da
 
 
 def _without_passwords(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: without_password(value) for name, value in values.items()}
+    return {name: _without_password(value) for name, value in values.items()}
 
 
-def without_password(value: Any) -> Any:
-    """A setting, or a cell, without the password that an address in it may have."""
+def _without_password(value: Any) -> Any:
+    """A setting, or a cell: a text, a list of texts, or what can have no password."""
     if isinstance(value, list):
-        return list(map(without_password, value))
-    return PASSWORD.sub("...@", value) if isinstance(value, str) else value
+        return list(map(_without_password, value))
+    return without_password(value) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import stat
 import sys
@@ -21,6 +22,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNUSABLE_PATH = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
 GONE = {errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE}
 
 
@@ -71,6 +73,11 @@ def check_stop() -> None:
         raise Stopped(f"stopped: {reason}; finished work is kept, the same command goes on from here")
 
 
+def without_password(text: str) -> str:
+    """A text that others may see, like a log, without the password that an address in it may have."""
+    return PASSWORD.sub("...@", text)
+
+
 _warnings: dict[str, list[str]] = {}
 
 
@@ -83,7 +90,8 @@ def warn(what: str, example: str = "") -> None:
 def _say_warnings() -> None:
     for what, (example, *others) in _warnings.items():
         first = f", the first {example}" if example else ""
-        say(f"warning: {what}{first}{f' (and {len(others):,} more)' if others and example else ''}")
+        more = f" (and {len(others):,} more)" if others and example else ""
+        say(without_password(f"warning: {what}{first}{more}"))
     _warnings.clear()
 
 
@@ -153,7 +161,7 @@ def run(main: Callable[[], int | None], heeds_signals: bool = True) -> None:
             raise
         code = 2
     if message:  # only now, when the error has let go of the progress bars and they have wiped themselves away
-        print(" ".join(message.split()), file=sys.stderr)
+        print(without_password(" ".join(message.split())), file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # which has been said, or comes after an error that has

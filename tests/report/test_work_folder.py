@@ -56,4 +56,4 @@ def test_lines_of_the_history_that_are_not_whole_are_left_out(work, recipe):
     ],
 )
 def test_passwords_stay_at_home(told, shown):
-    assert work_folder.without_password(told) == shown
+    assert work_folder._without_password(told) == shown

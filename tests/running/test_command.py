@@ -61,6 +61,7 @@ def test_exit_codes(run, refused, tmp_path):
     assert run(lambda: None) == (0, "")
     assert run(lambda: 1) == (1, "")
     assert run(failing(InputError("what,\n where"))) == (2, "error: what, where\n")
+    assert refused(InputError("http://me:word@host/x is gone")) == "error: http://...@host/x is gone\n"
     assert "no space left on the disk (/x/y)" in refused(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
     # What TensorFlow's log writer, and HDF5 when it closes a file, raise for it.
     assert "no space left on the disk;" in refused(
