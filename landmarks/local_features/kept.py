@@ -112,7 +112,7 @@ def keep_features(
     for name in [name for name, new in todo.items() if not new]:
         with _rewritten(files[name], chosen & has[files[name]]):
             pass
-    todo = {name: new for name, new in todo.items() if new}
+    todo = made_now = {name: new for name, new in todo.items() if new}
     if elsewhere:
 
         def add(path: Path, data: np.ndarray) -> None:
@@ -127,7 +127,7 @@ def keep_features(
     for shard in Progress(mirror.stream(split, list(todo)), f"local features of {split}", len(todo), disable=not todo):
         path = files[shard.name]
         _keep_shard(extractor(), shard, split, todo[shard.name], path, chosen & has[path], size, work)
-    return KeptFeatures([path for name, path in files.items() if path.exists() and (has[path] or name in todo)])
+    return KeptFeatures([path for name, path in files.items() if path.exists() and (has[path] or name in made_now)])
 
 
 def job(
