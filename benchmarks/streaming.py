@@ -59,6 +59,7 @@ def measure(mirror: Path, work: Path) -> tuple[int, int, int]:
     command = [
         sys.executable, f"{ROOT}/recognition.py", f"--work={work}", f"--mirror=http://127.0.0.1:{server.server_port}",
         "--backbone=MobileNet", "--weights=none", "--image-size=32", "--crop=1", "--epochs=1",
+        "--beside=", "--scales=1", "--whitening=none", "--dimensions=0",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     most_tars = most_bytes = 0

@@ -17,6 +17,8 @@ from landmarks.running.command import InputError
 from landmarks.running.command_line import suggestion
 from landmarks.running.settings import ModelSettings
 
+ANY_TAKES = 75  # pixels: InceptionV3's least, the largest of those in keras.applications
+
 
 def find_backbone(name: str) -> Callable[..., keras.Model]:
     """What builds a backbone of this name. Raises InputError if there is none."""
@@ -48,12 +50,22 @@ def check(settings: ModelSettings, sizes: Sequence[int] = (), inner_layers: Sequ
         inner_layers: as `inner_maps` takes them.
     """
     settings = resolved(settings)
-    if settings.weights == "none" and not hub.is_foreign(settings.backbone) and not inner_layers:
+    smallest = min(settings.image_size, settings.crop_size or settings.image_size, *sizes)
+    is_foreign = hub.is_foreign(settings.backbone)
+    if settings.weights == "none" and not is_foreign and not inner_layers and smallest >= ANY_TAKES:
         find_backbone(settings.backbone)
         return
     base, _ = build_backbone(settings)
     hub.require_sizes(base, sizes)
     inner_maps(base, inner_layers)
+    if not is_foreign and smallest < ANY_TAKES:
+        try:
+            base.compute_output_shape((None, smallest, smallest, 3))
+        except ValueError as error:
+            raise InputError(
+                f"photos of {smallest} px are too small for {base.name}: a larger --image-size, or --scales and --crop "
+                "nearer to 1"
+            ) from error
 
 
 def inner_maps(base: keras.Model, names: Sequence[str]) -> list[keras.KerasTensor]:

@@ -90,3 +90,12 @@ def test_a_run_with_an_inner_layer_that_is_not_there_ends_before_it_begins():
     for name in ("conv_pw_55", "photos"):
         with pytest.raises(InputError, match=f"has no layer {name} with a map; did you mean"):
             backbones.check(settings, [64], [name])
+
+
+def test_photos_that_are_too_small_for_a_net_end_a_run_before_it_begins():
+    settings = ModelSettings(backbone="MobileNet", weights="none", image_size=32, crop=1)
+    backbones.check(settings, [32, 40])
+    with pytest.raises(InputError, match="photos of 24 px are too small for mobilenet"):
+        backbones.check(settings, [24, 32])
+    with pytest.raises(InputError, match="photos of 24 px are too small"):
+        backbones.check(settings.model_copy(update={"crop": 0.75}), [32])
