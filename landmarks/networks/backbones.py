@@ -51,14 +51,14 @@ def check(settings: ModelSettings, sizes: Sequence[int] = (), inner_layers: Sequ
     """
     settings = resolved(settings)
     smallest = min(settings.image_size, settings.crop_size or settings.image_size, *sizes)
-    is_foreign = hub.is_foreign(settings.backbone)
-    if settings.weights == "none" and not is_foreign and not inner_layers and smallest >= ANY_TAKES:
+    may_be_too_small = smallest < ANY_TAKES and not hub.is_foreign(settings.backbone)
+    if settings.weights == "none" and not hub.is_foreign(settings.backbone) and not (inner_layers or may_be_too_small):
         find_backbone(settings.backbone)
         return
     base, _ = build_backbone(settings)
     hub.require_sizes(base, sizes)
     inner_maps(base, inner_layers)
-    if not is_foreign and smallest < ANY_TAKES:
+    if may_be_too_small:
         try:
             base.compute_output_shape((None, smallest, smallest, 3))
         except ValueError as error:
