@@ -22,8 +22,8 @@ from generators import of_shards
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
 from landmarks.networks.whitening import Whitening
-from landmarks.running.arrays import digest
 from landmarks.running.command import check_stop, warn
+from landmarks.running.digest import digest
 from landmarks.running.features_file import (
     Features,
     is_whole,

@@ -2,11 +2,12 @@
 
     python benchmarks/search.py [--photos 100000 --dimensions 512 2048 --queries 4000] [--json FILE]
 
-Top 100 by inner product of random L2-normalised embeddings. `search` reads its features files on the clock; faiss has
-its float32 index in memory before that. `one at a time` is a script's loop; it runs with faiss held to one thread too,
-since faiss 1.15 shares even one query out among its threads and is the slower for it; `whole faiss index` has all
-queries at once; `sgemm` is the products alone, without a top 100. Then an index 10 times as large on disk, in as many
-more parts: products a second, and the peak of arrays, in which each photo has its id, 64 bytes.
+Top 100 by inner product of random L2-normalised embeddings. `search` reads its features files on the clock, one of
+queries, with fewer than a shard of the public test set has; faiss has its float32 index in memory before that. `one at
+a time` is a script's loop; it runs with faiss held to one thread too, since faiss 1.15 shares even one query out among
+its threads and is the slower for it; `whole faiss index` has all queries at once; `sgemm` is the products alone,
+without a top 100. Then an index 10 times as large on disk, in as many more parts: products a second, and the peak of
+arrays, in which each photo has its id, 64 bytes.
 """
 
 import argparse
@@ -23,10 +24,11 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project; there `search` is not this file
 
 from benchmarks import timing
-from landmarks.neighbours.search import BATCH, search
+from landmarks.neighbours.search import search
 from landmarks.running.features_file import Features, save_features
 
 K = 100
+ROWS = 1024  # of a product of sgemm
 
 
 def write_files(folder: Path, name: str, embeddings: np.ndarray, count: int) -> list[Path]:
@@ -57,7 +59,7 @@ def main() -> None:
 
 def compare(folder: Path, dimension: int, given: argparse.Namespace) -> None:
     queries, index = drawn(given.queries, dimension, 0), drawn(given.photos, dimension, 1)
-    query_files, index_files = write_files(folder, "query", queries, 4), write_files(folder, "index", index, 20)
+    query_files, index_files = write_files(folder, "query", queries, 1), write_files(folder, "index", index, 20)
     flat = faiss.IndexFlatIP(dimension)
     flat.add(index.astype(np.float32))
     asked, threads = queries.astype(np.float32), faiss.omp_get_max_threads()
@@ -71,7 +73,7 @@ def compare(folder: Path, dimension: int, given: argparse.Namespace) -> None:
         return given.loop
 
     def products() -> float:
-        for rows in np.array_split(asked, -(-len(asked) // BATCH)):
+        for rows in np.array_split(asked, -(-len(asked) // ROWS)):
             rows @ whole.T
         return given.queries
 

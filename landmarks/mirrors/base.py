@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from landmarks.mirrors.shards import Shard, TarShard
 from landmarks.mirrors.tables import read_table
-from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
-from landmarks.running.settings import MirrorSettings
+from landmarks.running.digest import digest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from landmarks.running.settings import MirrorSettings
 
 SPLITS = ("train", "index", "test")
 SOLUTIONS = {
@@ -28,7 +29,9 @@ MD5 = re.compile(r"\b[0-9a-f]{32}\b", re.IGNORECASE)
 class Mirror(ABC):
     """The tables of a mirror; where its files and shards come from is up to `FolderMirror` and `WebMirror`."""
 
-    def __init__(self, name: str, settings: MirrorSettings | None = None):
+    def __init__(self, name: str, settings: "MirrorSettings | None" = None):
+        from landmarks.running.settings import MirrorSettings  # a tenth of a second, which --help need not wait for
+
         self.name = name
         self.settings = settings or MirrorSettings()
         self._tables: dict[str, pd.DataFrame] = {}

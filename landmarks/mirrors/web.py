@@ -14,8 +14,8 @@ from landmarks.mirrors import download
 from landmarks.mirrors.base import SPLITS, Mirror
 from landmarks.mirrors.shards import DamagedShard, TarShard
 from landmarks.running import command
-from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, warn
+from landmarks.running.digest import digest
 from landmarks.running.files import append_rows, md5, read_rows, whole
 from landmarks.running.settings import MirrorSettings
 

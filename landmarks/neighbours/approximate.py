@@ -21,8 +21,9 @@ import pandas as pd
 from landmarks.neighbours import distributed
 from landmarks.neighbours import search as exact
 from landmarks.neighbours.search import BATCH, Neighbours, Part, Query, Search, embeddings_of, outlines_of
-from landmarks.running.arrays import digest, open_npz
+from landmarks.running.arrays import open_npz
 from landmarks.running.command import check_stop
+from landmarks.running.digest import digest
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
 from landmarks.running.settings import RunSettings

@@ -25,8 +25,9 @@ from landmarks.networks.frozen import Frozen
 from landmarks.networks.layers import Squash, unit
 from landmarks.networks.whitening import Whitening
 from landmarks.running import recipe as recipes
-from landmarks.running.arrays import SortedIds, digest
+from landmarks.running.arrays import SortedIds
 from landmarks.running.command import InputError, check_stop
+from landmarks.running.digest import digest
 from landmarks.running.features_file import (
     Features,
     concatenate,

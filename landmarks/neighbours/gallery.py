@@ -12,8 +12,9 @@ from landmarks.mirrors.tables import read_table
 from landmarks.neighbours import penalty, voting
 from landmarks.neighbours.nonlandmarks import References
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
-from landmarks.running.arrays import digest, open_npz
+from landmarks.running.arrays import open_npz
 from landmarks.running.command import InputError
+from landmarks.running.digest import digest
 from landmarks.running.features_file import outline
 from landmarks.running.files import whole
 from landmarks.running.settings import RunSettings

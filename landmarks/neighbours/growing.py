@@ -26,8 +26,8 @@ from landmarks.neighbours.ensemble import Embedder, Member
 from landmarks.neighbours.gallery import Gallery
 from landmarks.running import features_file
 from landmarks.running.answer_settings import RecognitionSettings
-from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
+from landmarks.running.digest import digest
 from landmarks.running.features_file import Features, concatenate, is_whole, load_features, save_features, take
 from landmarks.running.settings import EmbeddingSettings, RunSettings
 

@@ -17,7 +17,7 @@ import pandas as pd
 from landmarks.neighbours import penalty
 from landmarks.neighbours.nonlandmarks import References, write_features
 from landmarks.running.answer_settings import RecognitionSettings, VerificationSettings
-from landmarks.running.arrays import digest
+from landmarks.running.digest import digest
 from landmarks.running.features_file import ids_in, outline
 from landmarks.running.files import whole
 from landmarks.running.settings import RunSettings

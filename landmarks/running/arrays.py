@@ -1,6 +1,5 @@
-"""Arrays: files of them that are whole and take no more memory than they are long, and what tells them apart."""
+"""Arrays: files of them that are whole, and take no more memory than they are long."""
 
-import hashlib
 import math
 import os
 import zipfile
@@ -60,15 +59,3 @@ class SortedIds:
         wanted = str(identity).encode()
         place = int(np.searchsorted(self.ids, wanted))
         return place < len(self.ids) and self.ids[place] == wanted
-
-
-def digest(*parts: object) -> str:
-    """32 hex digits that differ where one of these does: arrays, bytes, or what `repr` tells apart."""
-    joined = hashlib.md5(usedforsecurity=False)
-    for part in parts:
-        data = (
-            part if isinstance(part, bytes) else part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
-        )
-        joined.update(f"{len(data)} ".encode())
-        joined.update(data)
-    return joined.hexdigest()

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from generators import Batches
 from landmarks.mirrors.base import Mirror
 from landmarks.mirrors.shards import Shard
-from landmarks.running.arrays import digest
 from landmarks.running.command import InputError, warn
+from landmarks.running.digest import digest
 from landmarks.running.files import whole
 
 ROOM = 2**30  # bytes of the disk that are left to others

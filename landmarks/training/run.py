@@ -12,8 +12,8 @@ import model as models
 from landmarks.mirrors.base import Mirror
 from landmarks.networks import devices, hosts
 from landmarks.networks.whitening import Method
-from landmarks.running.arrays import digest
 from landmarks.running.command import InputError
+from landmarks.running.digest import digest
 from landmarks.running.files import whole
 from landmarks.running.settings import ModelSettings, RunSettings, TrainingSettings
 from landmarks.training import start, transfer, triplets
