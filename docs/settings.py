@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from landmarks.running.command_line import TYPES, flag
-from landmarks.running.recipe import SECTIONS
+from landmarks.running.recipe import load
 
 PAGE = ROOT / "docs/settings.md"
 BEGIN, END = "<!-- settings -->\n", "<!-- end of settings -->"
@@ -45,23 +45,23 @@ def default(value: Any) -> str:
     """As the command line would have it; nothing where it is empty."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, list):
-        return ",".join(map(default, value))
     said = f"{value:g}" if isinstance(value, float) else "" if value == {} else str(value)
+    if isinstance(value, list):
+        said = ",".join(map(str, value))
     return f"`{said}`" if said else ""
 
 
 def table() -> str:
     """Every setting, by section."""
     lines: list[str] = []
-    for name, section in SECTIONS.items():
+    for name, section in load([]):
         may = "may differ between two runs" if section.free else "stay as they are once something was made"
         about = " ".join((section.__doc__ or "").split())
         lines += [f"### {name.capitalize()}", "", f"{about[0].upper()}{about[1:]}. In one work folder these {may}.", ""]
         lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
-        for setting, field in section.model_fields.items():
+        for setting, field in type(section).model_fields.items():
             meaning = " ".join((field.description or "").split())
-            cells = [f"`{flag(setting)}`", values(setting, field), default(field.default), meaning]
+            cells = [f"`{flag(setting)}`", values(setting, field), default(getattr(section, setting)), meaning]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -22,8 +22,9 @@ from shutil import rmtree
 from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent
-PLAIN = [  # settings that leave the model and its embeddings as they are, unlike the default recipe
-    "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
+PLAIN = [  # settings that train a head by softmax, and leave the model and its embeddings as they are
+    "--recipe=small", "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean",
+    "--mirrored",
 ]  # fmt: skip
 
 

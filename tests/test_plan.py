@@ -27,7 +27,7 @@ def test_the_public_mirror_is_known(monkeypatch):
 def test_any_other_mirror_is_counted(tmp_path, device):
     done = plan(f"--mirror={make_mirror(tmp_path / 'mirror')}", f"--device={device}", *TINY)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"small on 1 x {device}: ")
+    assert done.stdout.startswith(f"small-ensemble on 1 x {device}: ")
     assert "24 train, 10 index, 10 test photos; 24 are learnt from, of 3 landmarks" in done.stdout
     assert re.search(r"^all .* (seconds|minutes)", done.stdout, re.MULTILINE)
 

@@ -23,15 +23,21 @@ TYPES = {  # what pydantic says of them, in plain words; a setting's title says 
     "str": "TEXT", "int": "N", "float": "NUMBER", "Path": "FOLDER", "list[int]": "N,N", "list[float]": "NUMBER,NUMBER",
     "list[Path]": "FOLDER,FOLDER", "list[str]": "NAME,NAME", "dict[float,float]": "STEP=RATE",
 }  # fmt: skip
-EMPTY = (" (default: )", " (default: [])", " (default: {})")
 
 
 class Described(BaseSettings, use_attribute_docstrings=False):
     """Of fields that have their descriptions: pydantic looks through every module for the source of a made class."""
 
 
-def parse(arguments: list[str], sections: Mapping[str, type[Section]], unused: Collection[str] = ()) -> dict[str, Any]:
+def parse(
+    arguments: list[str],
+    sections: Mapping[str, type[Section]],
+    defaults: Mapping[str, Any],
+    unused: Collection[str] = (),
+) -> dict[str, Any]:
     """What a command line gives, by name. With --help: explain the settings but for `unused`, and exit.
+
+    Each setting is said to have its value in `defaults`, those of a recipe, or else its own default.
 
     `--help` explains the ten that matter first and names the others by section; `--help all` explains these too.
 
@@ -46,11 +52,11 @@ def parse(arguments: list[str], sections: Mapping[str, type[Section]], unused: C
             parser.add_argument(*flags, dest=dest, **{**options, "help": argparse.SUPPRESS})
             return
         section = sections[section_of[dest]]
+        field = section.model_fields[dest]
         if "metavar" in options:
-            title = section.model_fields[dest].title
-            options["metavar"] = title or TYPES.get(options["metavar"], options["metavar"])
-        for empty in EMPTY:
-            options["help"] = options["help"].removesuffix(empty)
+            options["metavar"] = field.title or TYPES.get(options["metavar"], options["metavar"])
+        default = defaults.get(dest, field.default)
+        options["help"] = f"{field.description}" + ("" if default in ("", [], {}) else f" (default: {default})")
         name = "what matters first" if dest in FIRST else section_of[dest]
         if dest in unused or not (explains_all or dest in FIRST):
             options["help"] = argparse.SUPPRESS

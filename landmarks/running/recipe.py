@@ -20,6 +20,7 @@ from landmarks.running.command_line import flag, suggestion
 from landmarks.running.files import whole
 from landmarks.running.settings import (
     BESIDE,
+    DEFAULT_RECIPE,
     ROOT,
     URLS,
     EmbeddingSettings,
@@ -152,7 +153,7 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
     Raises:
         InputError: an unknown name, a wrong value, or one that differs from what the work folder was made with.
     """
-    given = command_line.parse(arguments, SECTIONS, unused)
+    given = command_line.parse(arguments, SECTIONS, _read(RECIPES / f"{DEFAULT_RECIPE}.toml"), unused)
     folders = str(given.get("work", "work")).split(",")
     if len(folders) > 1:
         if len({*filter(None, folders)}) < len(folders):
@@ -175,7 +176,7 @@ def load(arguments: list[str], unused: Collection[str] = ()) -> Recipe:
         work = Path(given["models"][0])
         given.setdefault("model_weights", [])  # but for those of it and the one beside it
     kept = work / "recipe.toml"
-    base = _find(given.get("recipe", "small"))
+    base = _find(given.get("recipe", DEFAULT_RECIPE))
     before = from_flat(_read(kept), kept) if _has_begun(work) else None
     # What was begun with a recipe goes on with it as it was then, whatever a newer release has under its name.
     if before and given.get("recipe", before.run.recipe) == before.run.recipe:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from landmarks.running import values
 
 ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_RECIPE = "small-ensemble"
 BESIDE = "beside"  # in a work folder: that of the model beside its own
 STORES = ("s3://", "gs://")  # object stores, by fsspec
 URLS = ("http://", "https://", *STORES)  # where a mirror may be, other than in a folder
@@ -54,7 +55,7 @@ class RunSettings(Section):
 
     free = True
 
-    recipe: str = Field("small", title="NAME|FILE")
+    recipe: str = Field(DEFAULT_RECIPE, title="NAME|FILE")
     """the settings to start from: a name in recipes/ or a TOML file; a work folder's own where it has one"""
     work: Path = Field(Path("work"), exclude=True)
     """folder for everything that is made; a run that was stopped goes on from what it holds. A,B: several trained ones,

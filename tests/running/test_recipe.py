@@ -19,8 +19,8 @@ def penalty_of(recipe):
     return penalty.penalty(settings.penalty, settings.votes, settings.vote_power)
 
 
-def test_small_is_the_default():
-    assert load([]) == load(["--recipe", "small"])
+def test_the_best_small_recipe_is_the_default():
+    assert load([]) == load(["--recipe", "small-ensemble"])
 
 
 def test_a_head_recognises_alone_whatever_the_recipe_has_beside_it():
@@ -313,7 +313,7 @@ def test_the_crop_follows_the_image_size():
 
 def test_a_narrow_terminal_is_no_error(monkeypatch):
     monkeypatch.setenv("COLUMNS", "3")
-    assert load([]).run.recipe == "small"
+    assert load([]).run.recipe == "small-ensemble"
 
 
 def test_selected():
@@ -346,6 +346,7 @@ def test_help_explains_ten_settings_and_names_the_others():
     assert "--work FOLDER" in short and "--learning-rate-steps STEP=RATE" in whole
     for typed in ("Path", " str", "list[", "dict[", "(default: )"):
         assert typed not in whole
+    assert load([]).training.epochs == 12 and "(default: 12)" in short  # of the recipe, not of the setting
 
 
 def test_help_of_retrieval_is_of_what_it_uses():
