@@ -1,6 +1,6 @@
 """Whether training waits for a mirror whose link is faster than it learns: beside the same shards on this disk.
 
-    python benchmarks/throttled.py [--faster 2 --shards 6 --photos 96] [--json FILE]
+    python benchmarks/throttled.py [--faster 2 --shards 4 --photos 96] [--json FILE]
 
 A server of this machine sends no more than `--faster` times as many bytes a second as training from the disk takes in,
 over all connections. The clock starts when the first shard has come, since nothing can be learnt before that.
@@ -54,7 +54,7 @@ class Throttled(SimpleHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faster", type=float, default=2, help="times as fast as training is the link")
-    parser.add_argument("--shards", type=int, default=6)
+    parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--photos", type=int, default=96, help="in each shard")
     parser.add_argument("--backbone", default="EfficientNetLite0")
     parser.add_argument("--turns", type=int, default=3)

@@ -222,3 +222,12 @@ def test_a_competition_runs_again_on_hidden_photos(tmp_path):
     index_ids = set(pd.read_csv(folder / "index.csv")["id"])
     assert {photo for cell in table["images"] for photo in cell.split()} == index_ids
     assert (work / "model.keras").stat().st_mtime_ns == model
+
+
+@pytest.mark.parametrize("recipe", [["small-ensemble"], ["small-frozen", "--whitening=lda"]])
+def test_one_train_photo_of_each_landmark_is_enough(recipe, tmp_path):
+    """As `mirror.py import` makes of three photos of each."""
+    mirror, tiny = make_mirror(tmp_path / "mirror", train=1), [one for one in SETTINGS if "recipe" not in one]
+    run("recognition.py", tmp_path / "work", f"--mirror={mirror}", *tiny, f"--recipe={recipe[0]}", *recipe[1:])
+    answers = pd.read_csv(tmp_path / "work/recognition.csv")["landmarks"].str.split().str[0].astype(int)
+    assert set(answers) <= set(pd.read_csv(mirror / "metadata/train.csv")["landmark_id"])
