@@ -4,13 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, make_mirror
+from conftest import ROOT, extract, make_mirror
 from small_run import SETTINGS, run, times
 
 from landmarks.running.features_file import load_features
@@ -204,8 +203,7 @@ def test_a_competition_runs_again_on_hidden_photos(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         for split in ("train", "index", "test"):
             for path in (mirror / split).glob("*.tar"):
-                with tarfile.open(path) as tar:
-                    tar.extractall(folder / split, filter="data")
+                extract(path, folder / split)
             shutil.copy(mirror / f"metadata/{split}.csv", folder)
         return pd.read_csv(folder / "test.csv")["id"].tolist()
 

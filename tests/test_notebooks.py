@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tarfile
 import venv
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import kernels
 import pandas as pd
 import pytest
 import tiny
-from conftest import ROOT, make_mirror, make_wheel
+from conftest import ROOT, extract, make_mirror, make_wheel
 
 import package_for_kaggle
 
@@ -41,8 +40,7 @@ def test_the_tutorial_runs(tmp_path):
 def as_competition(mirror: Path, out: Path) -> list[str]:
     """A mirror as a competition's input folder has it; its test ids."""
     for tar in mirror.glob("*/*.tar"):
-        with tarfile.open(tar) as shard:
-            shard.extractall(out / tar.parent.name, filter="data")
+        extract(tar, out / tar.parent.name)
     shutil.copy(mirror / "metadata/train.csv", out)
     ids = pd.read_csv(mirror / "metadata/test.csv")["id"].tolist()
     pd.DataFrame({"id": ids, "landmarks": "10 0.5"}).to_csv(out / "sample_submission.csv", index=False)

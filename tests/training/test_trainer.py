@@ -17,7 +17,7 @@ from landmarks.training import trainer as training
 def recipe(tiny_mirror, tmp_path):
     return load(
         [
-            f"--mirror={tiny_mirror}", f"--work={tmp_path}", "--backbone=MobileNet", "--weights=none",
+            "--recipe=small", f"--mirror={tiny_mirror}", f"--work={tmp_path}", "--backbone=MobileNet", "--weights=none",
             "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=1",
         ]
     )  # fmt: skip
