@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from landmarks.running import command
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.progress import size_of
+from landmarks.running.said import size_of
 from landmarks.running.settings import ROOT, ModelSettings
 from landmarks.running.version import NOTE, version
 

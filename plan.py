@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from landmarks.running import command, threads
 from landmarks.running import recipe as recipes
-from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
+from landmarks.running.said import size_of, time_of
 from landmarks.training import rates
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from landmarks.running.command import InputError
 from landmarks.running.files import make_writable, whole
 from landmarks.running.history import noted
 from landmarks.running.locks import held
-from landmarks.running.progress import size_of, time_of
 from landmarks.running.recipe import Recipe
+from landmarks.running.said import size_of, time_of
 from landmarks.scoring import scores, solutions, submissions
 
 if TYPE_CHECKING:

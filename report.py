@@ -14,8 +14,8 @@ from pathlib import Path
 from landmarks.running import command
 from landmarks.running import recipe as recipes
 from landmarks.running.command import InputError
-from landmarks.running.progress import size_of
 from landmarks.running.recipe import Recipe
+from landmarks.running.said import size_of
 from landmarks.scoring.solutions import task_of
 
 

@@ -14,12 +14,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from landmarks.mirrors import stores
-from landmarks.mirrors.outages import Absent, persist
 from landmarks.running.command import InputError, Parser, Stopped, warn
 from landmarks.running.files import whole
 from landmarks.running.locks import held
-from landmarks.running.progress import Progress
+from landmarks.running.settings import STORES
 
 NOTE = ".store.json"  # in the work folder: each file's version in the store, and its size and time here
 SECONDS = 30  # between two looks at what has changed
@@ -40,9 +38,9 @@ def fetched(arguments: list[str]) -> list[str]:
     parser.add_argument("--store", default="")
     given, others = parser.parse_known_args(arguments)
     url = (given.store or given.work).rstrip("/")
-    if not stores.is_store(url) or {"-h", "--help"} & set(arguments):
+    if not url.startswith(STORES) or {"-h", "--help"} & set(arguments):
         return arguments
-    work = url.rsplit("/", 1)[-1] if stores.is_store(given.work) or not given.work else given.work
+    work = url.rsplit("/", 1)[-1] if given.work.startswith(STORES) or not given.work else given.work
     if "," in given.work:
         raise InputError(
             f"--work {given.work}: one folder alone can have a copy in a store; copy the others here first"
@@ -103,6 +101,10 @@ class Copy:
 
     def fetch(self) -> None:
         """Bring what is new in the store, and delete here what is there no more, where it has not changed here."""
+        from landmarks.mirrors import stores  # and with it fetched what --help need not wait for
+        from landmarks.mirrors.download import MAX_BYTES, download
+        from landmarks.running.progress import Progress
+
         there = {name: version for name, version in self._ask(stores.listed).items() if _is_kept(name)}
         here, coming = self._here(), []
         if not here.keys() & self.noted.keys():  # an emptied folder, whose note `rm -r WORK/*` leaves: not deletions
@@ -119,8 +121,6 @@ class Copy:
             coming.append(name)
         self.noted |= {name: [there[name], COMING, COMING] for name in coming}
         self._save()
-        from landmarks.mirrors.download import MAX_BYTES, download  # requests, which --help need not wait for
-
         for name in Progress(coming, f"fetch {self.url}", unit=" files", disable=not coming):
             path = self.work / name
             if not download(f"{self.url}/{name}", path, resume=False, limit=MAX_BYTES):
@@ -143,6 +143,9 @@ class Copy:
         Args:
             check: called while the store is waited for; what it raises ends this.
         """
+        from landmarks.mirrors import stores
+        from landmarks.mirrors.outages import Absent
+
         here = self._here()
         changed = [name for name, stamp in here.items() if self.noted.get(name, [PENDING])[1:] != stamp]
         changed += [name for name in here if name not in changed and self.noted[name][0] == PENDING]
@@ -167,6 +170,8 @@ class Copy:
             self._save()
 
     def _ask(self, action: Callable, name: str = "", check: Callable[[], None] = lambda: None):
+        from landmarks.mirrors.outages import persist
+
         url = f"{self.url}/{name}".rstrip("/")
         return persist(url, lambda: action(url), check=check)
 

@@ -16,7 +16,8 @@ from landmarks.mirrors.addresses import PublicAdapter
 from landmarks.mirrors.outages import PATIENCE, Absent, Failure, Unanswered, failure_of, persist, receive_answer
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import arrived, require_space, to_disk
-from landmarks.running.progress import Progress, size_of
+from landmarks.running.progress import Progress
+from landmarks.running.said import size_of
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20

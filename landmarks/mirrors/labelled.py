@@ -19,7 +19,8 @@ from landmarks.mirrors.shards import MAX_PHOTO_BYTES, DamagedShard, read_members
 from landmarks.mirrors.survey import SUFFIXES, Listed, reason_to_pass_over
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import require_space
-from landmarks.running.progress import Progress, say
+from landmarks.running.progress import Progress
+from landmarks.running.said import say
 
 LABELS = ("landmark_id", "landmark", "label", "category", "class")  # columns, the first that there is
 PATHS = ("file_name", "path", "file", "filename", "image", "photo")

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from landmarks.running.command import InputError, check_stop, stop_event
-from landmarks.running.progress import say
+from landmarks.running.said import say
 
 if TYPE_CHECKING:
     import requests  # a tenth of a second, which --help need not wait for

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from landmarks.mirrors.outages import Absent, Failure, answered, failure_of, server_of
 from landmarks.running.command import InputError
 from landmarks.running.files import arrived, require_space
-from landmarks.running.progress import Progress, size_of
+from landmarks.running.progress import Progress
+from landmarks.running.said import size_of
 from landmarks.running.settings import STORES
 
 CHUNK = 16 * 2**20  # bytes of a range: what a cut costs at most, and takes of memory

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
-from landmarks.running.progress import say
+from landmarks.running.said import say
 from landmarks.running.threads import cores
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from landmarks.running.command import InputError, check_stop
-from landmarks.running.progress import size_of
+from landmarks.running.said import size_of
 
 
 def require_stored(archive: zipfile.ZipFile) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from landmarks.running.command import InputError
-from landmarks.running.progress import say
+from landmarks.running.said import say
 
 LOCK = ".lock"
 HOLDER = ".lock.json"  # beside it, since opening a lock empties its file

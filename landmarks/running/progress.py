@@ -37,20 +37,3 @@ class Progress(tqdm):
         """Show the first three of them beside the bar."""
         first = list(metrics.items())[:METRICS]
         self.set_postfix({name: f"{value:.3g}" for name, value in first}, refresh=False)
-
-
-def say(line: str) -> None:
-    """A line on stderr, above any bar that is moving there."""
-    tqdm.write(line, file=sys.stderr)
-
-
-def size_of(count: float) -> str:
-    """So many bytes, for people: 850MB."""
-    return tqdm.format_sizeof(count, "B")
-
-
-def time_of(seconds: float) -> str:
-    """So long, for people, in words: 12 minutes."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

@@ -11,7 +11,7 @@ import pytest
 
 from landmarks.running import apart, command
 from landmarks.running.command import InputError, Stopped
-from landmarks.running.progress import say
+from landmarks.running.said import say
 
 
 def give(value):

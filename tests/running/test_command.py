@@ -216,7 +216,7 @@ import os, sys
 from contextlib import suppress
 from pathlib import Path
 from landmarks.running import command
-from landmarks.running.progress import say
+from landmarks.running.said import say
 def main():
     Path("begun").touch()
     with suppress(OSError):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from landmarks.running import progress
-from landmarks.running.progress import Progress, size_of
+from landmarks.running.progress import Progress
+from landmarks.running.said import size_of
 
 
 class Terminal(io.StringIO):
