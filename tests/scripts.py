@@ -22,10 +22,10 @@ from shutil import rmtree
 from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent
-PLAIN = [  # settings that train a head by softmax, and leave the model and its embeddings as they are
-    "--recipe=small", "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean",
-    "--mirrored",
+ALONE = [  # settings that leave the model and its embeddings as they are, whatever the recipe
+    "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
 ]  # fmt: skip
+PLAIN = ["--recipe=small", *ALONE]  # and train a head by softmax
 
 
 @cache

@@ -19,8 +19,7 @@ STORY = [  # pages whose commands follow one another
     "README.md", "guide.md", "recipes.md", "formats.md", "questions.md", "growing.md",
 ]  # fmt: skip
 TINY = [
-    *scripts.PLAIN[1:],  # commands name recipes of their own
-    "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
+    *scripts.ALONE, "--backbone=Tiny", "--weights=none", "--image-size=32", "--crop=1", "--batch-size=8", "--epochs=1",
     "--extractor=sift",
 ]  # fmt: skip
 MORE = {  # arguments, so that a command takes seconds

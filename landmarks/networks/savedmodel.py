@@ -119,8 +119,8 @@ def require_harmless(folder: Path) -> None:
         raise InputError(f"{folder / 'saved_model.pb'} is not the graph of a SavedModel: {error}") from error
     for graph in model.meta_graphs:
         nodes = {node.name: node for node in graph.graph_def.node}
-        defined = graph.graph_def.library  # GraphDef's field of functions, no path
-        functions = {one.signature.name: one.node_def for one in defined.function}
+        fields = {field.name: value for field, value in graph.graph_def.ListFields()}  # those that are there
+        functions = {one.signature.name: one.node_def for one in getattr(fields.get("library"), "function", ())}
         called = {output.name for one in graph.signature_def.values() for output in one.outputs.values()}
         called |= {name for one in graph.collection_def.values() for name in one.node_list.value} | FETCHED
         saving = _reached([graph.saver_def.save_tensor_name], [], nodes, functions)[0]
