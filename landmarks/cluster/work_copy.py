@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter
 from landmarks.running.command import InputError, Parser, Stopped, warn
 from landmarks.running.files import whole
 from landmarks.running.locks import held
-from landmarks.running.settings import STORES
+from landmarks.running.settings import is_store
 
 NOTE = ".store.json"  # in the work folder: each file's version in the store, and its size and time here
 SECONDS = 30  # between two looks at what has changed
@@ -38,9 +38,9 @@ def fetched(arguments: list[str]) -> list[str]:
     parser.add_argument("--store", default="")
     given, others = parser.parse_known_args(arguments)
     url = (given.store or given.work).rstrip("/")
-    if not url.startswith(STORES) or {"-h", "--help"} & set(arguments):
+    if not is_store(url) or {"-h", "--help"} & set(arguments):
         return arguments
-    work = url.rsplit("/", 1)[-1] if given.work.startswith(STORES) or not given.work else given.work
+    work = url.rsplit("/", 1)[-1] if is_store(given.work) or not given.work else given.work
     if "," in given.work:
         raise InputError(
             f"--work {given.work}: one folder alone can have a copy in a store; copy the others here first"

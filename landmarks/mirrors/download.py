@@ -18,6 +18,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.files import arrived, require_space, to_disk
 from landmarks.running.progress import Progress
 from landmarks.running.said import size_of
+from landmarks.running.settings import is_store
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two reads
 CHUNK = 2**20
@@ -70,7 +71,7 @@ def absence(url: str, patience: float = PATIENCE) -> str:
         response.close()
 
     try:
-        persist(url, partial(stores.find, url) if stores.is_store(url) else ask, patience)
+        persist(url, partial(stores.find, url) if is_store(url) else ask, patience)
     except Absent as reason:
         return str(reason)
     return ""
@@ -101,7 +102,7 @@ def download(
     part = path.with_name(path.name + ".part")
     if not resume:
         part.unlink(missing_ok=True)
-    transfer = (stores.Transfer if stores.is_store(url) else _Transfer)(url, part, limit, check)
+    transfer = (stores.Transfer if is_store(url) else _Transfer)(url, part, limit, check)
     try:
         persist(url, transfer.receive, patience, arrived=lambda: arrived(part), check=check)
     except Absent:

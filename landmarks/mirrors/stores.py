@@ -15,17 +15,12 @@ from landmarks.running.command import InputError
 from landmarks.running.files import arrived, require_space
 from landmarks.running.progress import Progress
 from landmarks.running.said import size_of
-from landmarks.running.settings import STORES
 
 CHUNK = 16 * 2**20  # bytes of a range: what a cut costs at most, and takes of memory
 VERSION = ("ETag", "etag", "generation", "LastModified", "mtime")  # what tells versions apart: the first that is said
 NO_CREDENTIALS = ("NoCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "PartialCredentialsError")
 Result = TypeVar("Result")
 logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # else what it raises is on stderr too, with a traceback
-
-
-def is_store(url: str) -> bool:
-    return url.startswith(STORES)
 
 
 def ask(url: str, action: Callable[[Any, str], Result]) -> Result:

@@ -30,8 +30,12 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
+def is_store(url: str) -> bool:
+    return url.startswith(STORES)
+
+
 def _store(value: str) -> str:
-    if value and not value.startswith(STORES):
+    if value and not is_store(value):
         raise ValueError(f"give a URL of {' or '.join(STORES)}")
     return value
 
