@@ -17,6 +17,12 @@ def test_the_result_is_one_line(work, recipe):
     assert "of 0.900, by the first weights, whitened, 0.800: +0.100 ± 0.020; training paid." in start
 
 
+def test_a_part_is_rounded_as_the_table_has_it(work, recipe):
+    run = gathered(recipe)
+    run.scores["recognition"]["private"]["top1"] = 77 / 80
+    assert f"{77 / 80:.3f}" == "0.963" and words.result(run)[0].startswith("96.3% of ")
+
+
 def test_without_scores_it_says_what_there_is(work, recipe):
     run = gathered(recipe)._replace(scores={"recognition": {}, "retrieval": {}, "calibration": {}}, start={})
     photos, queries = (len(run.judged[task]) for task in ("recognition", "retrieval"))
