@@ -3,7 +3,7 @@
 It is found from embeddings of train photos in closed form, after training or without any.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -121,18 +121,19 @@ def fit(
     for shrinkage in shrinkages:
         root = _inverse_root(*spectrum, shrinkage)
         if method == "lda":
-            first = _directions(means @ root)
-            projection = UNSEEN * root
-            projection += (1 - UNSEEN) * (root @ first) @ first.T
+            first = _directions(root(means))
             if dimensions:
-                rest = centred @ root
+                rest = root(centred)
                 rest -= rest @ first @ first.T
                 order = np.concatenate([first, UNSEEN * _directions(rest)], axis=1)
-                projection = root @ order[:, :dimensions]
+                projection = root(order[:, :dimensions].T).T
+            else:
+                projection = UNSEEN * root(np.eye(len(mean), dtype=np.float32))
+                projection += (1 - UNSEEN) * root(first.T).T @ first.T
         elif dimensions:
-            projection = root @ _directions(centred @ root)[:, :dimensions]
+            projection = root(_directions(root(centred))[:, :dimensions].T).T
         else:
-            projection = root
+            projection = root(np.eye(len(mean), dtype=np.float32))
         yield Whitening(mean, projection)
 
 
@@ -148,13 +149,16 @@ def _spectrum(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[some], vectors[:, some]
 
 
-def _inverse_root(values: np.ndarray, vectors: np.ndarray, shrinkage: float) -> np.ndarray:
-    """(D, D) float32: (S + shrinkage * mean variance)^-1/2 of a scatter S, up to a factor, of its spectrum."""
+def _inverse_root(values: np.ndarray, vectors: np.ndarray, shrinkage: float) -> Callable[[np.ndarray], np.ndarray]:
+    """What multiplies rows by (S + shrinkage * mean variance)^-1/2 of a scatter S, up to a factor, of its spectrum."""
     added = shrinkage * values.sum() / len(vectors)
     scale = np.sqrt(added / (values + added)) - 1  # directions without any variance keep their length
-    root = (vectors * scale) @ vectors.T
+    if len(values) < len(vectors):  # fewer photos than dimensions: making the root would take longer than using it
+        there, back = (vectors * scale).astype(np.float32), vectors.T.astype(np.float32)
+        return lambda rows: rows + rows @ there @ back
+    root = ((vectors * scale) @ vectors.T).astype(np.float32)
     root[np.diag_indices_from(root)] += 1
-    return root.astype(np.float32)
+    return lambda rows: rows @ root
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:
