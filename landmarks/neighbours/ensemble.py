@@ -155,6 +155,7 @@ def _whitening(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, i
     except (ValueError, FileNotFoundError) as error:
         raise InputError(f"{path} is not there, or not whole: run recognition.py --work {work} again") from error
     if made_from.partition(" ")[0] != _whitening_note(work, landmarks, settings, image_size):
+        models.load(work / "model.keras")  # a damaged one is of another whitening too, and says what is wrong
         raise InputError(f"{path} is of another model or other settings: run recognition.py with these first")
     return whitening
 

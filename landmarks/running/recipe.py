@@ -5,6 +5,7 @@ has its default. The work folder keeps the settings that its model was made with
 them settings are flat: `backbone = "VGG16"` and `--backbone VGG16`, whatever section it belongs to.
 """
 
+import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ else:
 
 RECIPES = ROOT / "recipes"
 MAX_BYTES = 2**14  # of a TOML file, seven times what all settings take: tomllib reads a.a.a... in the square of it
+COUNT = re.compile(rb"# (\d{1,4}) settings\r?\n")  # the first line of what a work folder keeps
 MADE = ("model.keras", "checkpoint.keras", "validation", "centres", "top", "features")  # first in a work folder
 
 
@@ -63,7 +65,7 @@ class Recipe(BaseModel):
         for section in self.model_dump(mode="json").values():
             flat |= section
         try:
-            text = tomli_w.dumps(flat).encode()
+            text = f"# {len(flat)} settings\n{tomli_w.dumps(flat)}".encode()
         except UnicodeEncodeError as error:
             odd = next(value for value in flat.values() if error.object[error.start] in str(value))
             raise InputError(f"{odd!r} is no UTF-8, as TOML has to be: give it another name") from error
@@ -251,6 +253,9 @@ def _read(path: Path) -> dict[str, Any]:
         if len(text) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         settings = tomllib.loads(text.decode())
+        kept = COUNT.match(text)
+        if kept and len(settings) < int(kept[1]):  # cut at the end of a line it is still TOML
+            raise ValueError(f"it has {len(settings)} settings, and its first line says {int(kept[1])}")
         repr(settings)  # RecursionError where tables lie in tables too deep for a message to show
         return settings
     except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists

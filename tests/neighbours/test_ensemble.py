@@ -153,6 +153,12 @@ def test_nothing_is_learnt_but_the_whitening(tiny_mirror, tmp_path):
 
     refused = scripts.run(ROOT / "retrieval.py", *arguments, "--scale-pooling=mean")
     assert refused.returncode == 2 and "whitening.npz is of another model or other settings" in refused.stderr
+    model = tmp_path / "model.keras"
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    refused = scripts.run(ROOT / "retrieval.py", *arguments, "--scale-pooling=side_by_side", "--dimensions=5")
+    assert refused.returncode == 2 and "model.keras" in refused.stderr and "whitening" not in refused.stderr
+    model.write_bytes(whole)
     before = embeddings(tmp_path, "test")
     again = scripts.run(ROOT / "recognition.py", *arguments, "--scale-pooling=mean", "--dimensions=4")
     assert again.returncode == 0, again.stderr[-2000:]

@@ -175,6 +175,18 @@ def test_settings_bind_once_something_was_made_with_them(tmp_path):
         load(["--work", str(tmp_path), "--image-size", "256"])
 
 
+def test_a_file_of_settings_that_was_cut_at_the_end_of_a_line_is_noticed(tmp_path):
+    finished(tmp_path, "--image-size", "224")
+    kept = tmp_path / "recipe.toml"
+    lines = kept.read_text().splitlines(keepends=True)
+    for some in (lines[:2], lines[:-1]):
+        kept.write_text("".join(some))
+        with pytest.raises(InputError, match=r"it has \d+ settings, and its first line says \d+; correct it"):
+            load(["--work", str(tmp_path)])
+    kept.write_text("".join(lines[1:5]))  # as somebody may have written it, or an earlier version
+    assert load(["--work", str(tmp_path)]).model.image_size == 256
+
+
 def test_an_emptied_file_of_settings_binds_nobody(tmp_path):
     finished(tmp_path, "--image-size", "224")
     (tmp_path / "recipe.toml").write_bytes(b"")
