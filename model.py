@@ -212,6 +212,12 @@ def predict(
     return {name: np.asarray(array)[: len(given[0])] for name, array in found.items()}
 
 
+def classes(model: keras.Model) -> int:
+    """How many landmarks the head of a model tells apart; 0: it has no head."""
+    head = next((layer for layer in model.layers if layer.name == "landmark"), None)
+    return head.units if isinstance(head, layers.Dense) else getattr(head, "classes", 0)
+
+
 def save(model: keras.Model, path: Path) -> None:
     """Write `model`, without its optimizer, as a .keras file that appears only when it is whole."""
     with whole(path) as part:

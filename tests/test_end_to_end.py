@@ -193,6 +193,17 @@ def test_unreadable_photos_are_named_and_have_an_empty_row(finished, tiny_mirror
         assert (table.drop(skipped) != "").all()
 
 
+def test_labels_that_were_cut_at_the_end_of_a_line_are_named(finished, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work)
+    labels = work / "labels.csv"
+    labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:-1]))
+    for script in ("recognition.py", "retrieval.py"):
+        done = subprocess.run([sys.executable, ROOT / script, "--work", work], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "labels.csv has 2 landmarks, and the model beside it has learnt 3: bring back" in done.stderr
+
+
 def test_a_competition_runs_again_on_hidden_photos(tmp_path):
     """Test photos and train.csv are swapped at the same paths; the model stays, and every hidden photo gets its row."""
     folder, work = tmp_path / "input", tmp_path / "work"

@@ -100,7 +100,7 @@ def embed(
     by_model: list[dict[str, list[Path]]] = []
     for one in members(run, settings):
         embed_split = partial(
-            features.embed, _predictor(one.folder, one.settings, one.image_size), one.landmarks, mirror,
+            features.embed, _predictor(one.folder, one.landmarks, one.settings, one.image_size), one.landmarks, mirror,
             work=one.folder, settings=one.settings, image_size=one.image_size, batch_size=one.batch_size,
             shards=run.shards, whitening=one.whitening, elsewhere=_elsewhere(run.cluster, one),
         )  # fmt: skip
@@ -132,8 +132,8 @@ def whiten(work: Path, settings: EmbeddingSettings, mirror: Mirror, photos: pd.D
     shards = mirror.shard_names("train")
     first = max(1, round(len(shards) * min(1, settings.whitening_photos / max(len(mirror.ids("train")), 1))))
     files = features.embed(
-        _predictor(work, settings, size), landmarks, mirror, "train", work, settings, size, own.training.batch_size,
-        folder=UNWHITENED, first=first,
+        _predictor(work, landmarks, settings, size), landmarks, mirror, "train", work, settings, size,
+        own.training.batch_size, folder=UNWHITENED, first=first,
         elsewhere=_elsewhere(cluster, Member(work, landmarks, settings, size, own.training.batch_size, None)),
     )  # fmt: skip
     found = concatenate([load_features(path) for path in files or []])
@@ -155,7 +155,7 @@ def _whitening(work: Path, landmarks: np.ndarray, settings: EmbeddingSettings, i
     except (ValueError, FileNotFoundError) as error:
         raise InputError(f"{path} is not there, or not whole: run recognition.py --work {work} again") from error
     if made_from.partition(" ")[0] != _whitening_note(work, landmarks, settings, image_size):
-        models.load(work / "model.keras")  # a damaged one is of another whitening too, and says what is wrong
+        _predictor(work, landmarks, settings, image_size)  # a damaged model is another one too, and says what is wrong
         raise InputError(f"{path} is of another model or other settings: run recognition.py with these first")
     return whitening
 
@@ -186,12 +186,17 @@ def _open(model: np.ndarray, settings: dict, image_size: int, how: tuple) -> Cal
     with TemporaryDirectory() as folder:
         model.tofile(Path(folder) / "model.keras")
         how_to_embed = EmbeddingSettings(**settings)
-        predictor = Compiled(_predictor(Path(folder), how_to_embed, image_size), how_to_embed.engine)
+        predictor = Compiled(_predictor(Path(folder), how[0], how_to_embed, image_size), how_to_embed.engine)
         return partial(features.embed_file, predictor, *how)
 
 
-def _predictor(folder: Path, settings: EmbeddingSettings, image_size: int) -> keras.Model:
+def _predictor(folder: Path, landmarks: np.ndarray, settings: EmbeddingSettings, image_size: int) -> keras.Model:
     model = models.load(folder / "model.keras")
+    if models.classes(model) not in (0, len(landmarks)):
+        raise InputError(
+            f"{folder / 'labels.csv'} has {len(landmarks)} landmarks, and the model beside it has learnt "
+            f"{models.classes(model)}: bring back a copy, or delete model.keras to train again"
+        )
     sizes = [] if settings.scales == [1.0] else settings.sizes(image_size)
     return models.predictor(model, settings.mirrored, sizes, settings.scale_pooling, settings.inner_layers)
 
@@ -202,7 +207,8 @@ class Embedder:
     def __init__(self, run: RunSettings, settings: EmbeddingSettings):
         self.members = members(run, settings)
         self._predictors = [
-            Compiled(_predictor(one.folder, one.settings, one.image_size), settings.engine) for one in self.members
+            Compiled(_predictor(one.folder, one.landmarks, one.settings, one.image_size), settings.engine)
+            for one in self.members
         ]
         self._weights = _weights(run)
 

@@ -105,6 +105,7 @@ def test_each_model_embeds_with_its_own_settings(tmp_path, monkeypatch):
         for split in ("test", "index"):
             write(folder / split, "images_000", ["a"], np.eye(2)[:1])
     monkeypatch.setattr(ensemble.models, "load", lambda path: f"model of {path.parent.name}")
+    monkeypatch.setattr(ensemble.models, "classes", lambda model: 2)
     monkeypatch.setattr(ensemble.models, "predictor", lambda model, *_: model)
     labels = {"A": np.array([10, 20]), "B": np.array([20, 30])}
     monkeypatch.setattr(ensemble.models, "load_labels", lambda path: labels[path.parent.name])
