@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 ALONE = [  # settings that leave the model and its embeddings as they are, whatever the recipe
     "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
 ]  # fmt: skip
-PLAIN = ["--recipe=small", *ALONE]  # and train a head by softmax
+PLAIN = ["--recipe=small", "--database-augmentation=0", *ALONE]  # and train a head by softmax
 
 
 @cache
