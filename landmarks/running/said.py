@@ -20,5 +20,5 @@ def size_of(count: float) -> str:
 def time_of(seconds: float) -> str:
     """So long, for people, in words: 12 minutes."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return f"{seconds:.0f} second{'s' * (round(seconds) != 1)}"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

@@ -6,7 +6,7 @@ import pytest
 
 from landmarks.running import progress
 from landmarks.running.progress import Progress
-from landmarks.running.said import size_of
+from landmarks.running.said import size_of, time_of
 
 
 class Terminal(io.StringIO):
@@ -60,3 +60,9 @@ def test_three_metrics_at_most_stand_beside_a_bar(capsys):
 
 def test_sizes_are_for_people():
     assert (size_of(850e6), size_of(1_234_567_890)) == ("850MB", "1.23GB")
+
+
+def test_times_are_in_words():
+    assert [time_of(seconds) for seconds in (0.2, 1.2, 80, 100, 7200)] == [
+        "0 seconds", "1 second", "80 seconds", "2 minutes", "2.0 hours"
+    ]  # fmt: skip
