@@ -58,7 +58,7 @@ def build_model(classes: int, settings: ModelSettings, seed: int = 0) -> keras.M
                 layer.trainable = False
     side = settings.image_size if settings.pooling == "flatten" else None
     photos = keras.Input((side, side, 3), dtype="uint8", name="photos")
-    x = RandomCropFlip(settings.crop_size, settings.flip, seed, name="augmentation")(photos)
+    x = RandomCropFlip(settings.crop_size, settings.flip, seed, settings.crop_area, name="augmentation")(photos)
     if settings.shear:
         x = RandomShear(settings.shear, settings.shear, fill_mode="nearest", seed=seed)(ops.cast(x, "float32"))
     if settings.zoom:

@@ -1,5 +1,7 @@
 """Layers that Keras lacks, on `keras.ops`: resizing, augmentation, normalisation, GeM pooling, the cosine head."""
 
+import math
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -32,15 +34,35 @@ class Squash(layers.Layer):
     def _weights(self, old):
         """(size, old) float32: what each pixel of a row of `old` gives to each one that it becomes."""
         step = ops.cast(old, "float32") / self.size
-        centres = (ops.arange(self.size, dtype="float32") + 0.5) * step
-        distance = ops.abs(ops.arange(old, dtype="float32") + 0.5 - centres[:, None]) / ops.maximum(step, 1.0)
-        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-        weights = ops.where(distance < 1, near, ops.where(distance < 2, far, 0.0))
-        return weights / ops.sum(weights, axis=1, keepdims=True)
+        return _cubic((ops.arange(self.size, dtype="float32") + 0.5) * step, step, old)
 
     def get_config(self):
         return {**super().get_config(), "size": self.size}
+
+
+def _cubic(centres, step, old):
+    """(..., size, old) float32: what each of `old` pixels in a row gives to new ones around `centres` (..., size).
+
+    Args:
+        step: pixels from one of them to the next, which broadcasts against what is returned.
+    """
+    distance = ops.abs(ops.arange(old, dtype="float32") + 0.5 - centres[..., None]) / ops.maximum(step, 1.0)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = ops.where(distance < 1, near, ops.where(distance < 2, far, 0.0))
+    return weights / ops.sum(weights, axis=-1, keepdims=True)
+
+
+def _enlarged(places, start, part, old, new):
+    """(B, new, old) float32: what each of `old` pixels in a row gives to `new` ones, which are a part of the row.
+
+    Args:
+        places: (B, new), where in it they lie, from 0 to 1.
+        start: (B, 1), where it begins, as a part of what the row is longer.
+        part: (B, 1), how long it is, as a part of the row.
+    """
+    pixels = ops.cast(old, "float32")
+    return _cubic((start * (1 - part) + places * part) * pixels, part[..., None] * pixels / new, old)
 
 
 def _rounded(x):
@@ -56,13 +78,15 @@ class RandomCropFlip(layers.Layer):
     keras.layers.RandomCrop takes one for the batch.
 
     Args:
-        crop: side of the square in pixels; 0 for no crop.
+        crop: side of the square in pixels; 0 for that of the photo.
         flip: whether to mirror.
+        area: above 0 a rectangle becomes that square, of this part of the photo or more, and of sides from 3:4 to 4:3:
+            the random resized crop of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
     """
 
-    def __init__(self, crop: int, flip: bool, seed: int = 0, **kwargs):
+    def __init__(self, crop: int, flip: bool, seed: int = 0, area: float = 0.0, **kwargs):
         super().__init__(**kwargs)
-        self.crop, self.flip, self.seed = crop, flip, seed
+        self.crop, self.flip, self.seed, self.area = crop, flip, seed, area
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, photos, training=False):
@@ -70,6 +94,8 @@ class RandomCropFlip(layers.Layer):
             return photos
         batch, height, width = ops.shape(photos)[0], photos.shape[1] or ops.shape(photos)[1], ops.shape(photos)[2]
         side_y, side_x = (self.crop, self.crop) if self.crop else (height, width)
+        if self.area:
+            return self._resized(photos, side_y, side_x)
         top, left, mirror = (self._uniform(batch) for _ in range(3))
         rows = ops.arange(side_y)[None] + ops.cast(top * ops.cast(height - side_y + 1, "float32"), "int32")
         columns = ops.tile(ops.arange(side_x)[None], (batch, 1))
@@ -80,11 +106,25 @@ class RandomCropFlip(layers.Layer):
         flat = ops.reshape(photos, (batch, -1, photos.shape[-1]))
         return ops.reshape(ops.take_along_axis(flat, pixels, axis=1), (batch, side_y, side_x, photos.shape[-1]))
 
+    def _resized(self, photos, side_y, side_x):
+        batch, height, width = ops.shape(photos)[0], photos.shape[1] or ops.shape(photos)[1], ops.shape(photos)[2]
+        area, ratio, top, left, mirror = (self._uniform(batch) for _ in range(5))
+        side, root = ops.sqrt(self.area + (1 - self.area) * area), ops.exp((ratio - 0.5) * math.log(4 / 3))
+        rows = ops.tile((ops.arange(side_y, dtype="float32")[None] + 0.5) / side_y, (batch, 1))
+        columns = ops.tile((ops.arange(side_x, dtype="float32")[None] + 0.5) / side_x, (batch, 1))
+        if self.flip:
+            columns = ops.where(mirror < 0.5, 1 - columns, columns)
+        flat = ops.reshape(ops.cast(photos, "float32"), (batch, height, width * 3))
+        cut = ops.matmul(_enlarged(rows, top, ops.minimum(side / root, 1.0), height, side_y), flat)
+        columns = _enlarged(columns, left, ops.minimum(side * root, 1.0), width, side_x)
+        cut = ops.einsum("bxw,bywc->byxc", columns, ops.reshape(cut, (batch, side_y, width, 3)))
+        return ops.cast(_rounded(cut), "uint8")
+
     def _uniform(self, batch):
         return keras.random.uniform((batch, 1), seed=self.generator)
 
     def get_config(self):
-        return {**super().get_config(), "crop": self.crop, "flip": self.flip, "seed": self.seed}
+        return {**super().get_config(), "crop": self.crop, "flip": self.flip, "seed": self.seed, "area": self.area}
 
 
 @register

@@ -201,6 +201,9 @@ class ModelSettings(Section):
     """photos are squashed to a square of this side"""
     crop: float = Field(0.75, gt=0, le=1)
     """side of the random square that is trained on, as a part of image_size; 1: all. Predictions see the whole photo"""
+    crop_area: float = Field(0.0, ge=0, le=1)
+    """above 0: random resized crops, of this part of a photo's area or more and sides of 3:4 to 4:3, become squares of
+    the side that crop says"""
     flip: bool = True
     """mirror half of the photos while training"""
     shear: float = Field(0.0, ge=0, le=1)

@@ -32,6 +32,31 @@ def test_a_crop_is_a_mirrored_or_plain_square_of_its_own_photo():
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(images)), images)
 
 
+def test_a_resized_crop_is_a_rectangle_of_its_own_photo_as_large_as_asked_for():
+    """Photos whose colours are their coordinates tell where each crop begins and ends."""
+    across, down = np.meshgrid(np.arange(200), np.arange(160))
+    images = np.repeat(np.stack([across, down, across], axis=-1)[None].astype(np.uint8), 40, axis=0)
+    crops = ops.convert_to_numpy(RandomCropFlip(crop=64, flip=True, seed=3, area=0.3)(images, training=True))
+    assert crops.shape == (40, 64, 64, 3) and crops.dtype == np.uint8
+    wide, high = np.ptp(crops[..., 0], axis=(1, 2)) / 200, np.ptp(crops[..., 1], axis=(1, 2)) / 160
+    mirrored = crops[:, 32, 5, 0] > crops[:, 32, -5, 0]
+    assert 0.25 < (wide * high).min() < 0.4 and 0.8 < (wide * high).max() <= 1
+    assert 0.7 < (wide / high).min() < 0.85 and 1.15 < (wide / high).max() < 1.4
+    assert 10 < mirrored.sum() < 30
+    middle = crops[:, 32, 32]  # a pixel is the mean of those that it covers: all of its channels lie in one place
+    np.testing.assert_allclose(middle[:, 0], middle[:, 2])
+    assert np.ptp(crops[..., 1].min(axis=(1, 2)).astype(int)) > 30  # they begin in many places
+
+
+def test_a_resized_crop_of_all_is_the_photo_as_it_is_decoded_at_that_size():
+    photo = Image.fromarray(photos(1, 90)[0] // 2 + 64)  # Pillow clips between rows and columns what leaves 0 to 255
+    expected = np.asarray(photo.resize((60, 60), Image.Resampling.BICUBIC))
+    layer = RandomCropFlip(crop=60, flip=False, area=1.0)
+    layer._uniform = lambda batch: ops.full((batch, 1), 0.5)  # a square
+    found = ops.convert_to_numpy(layer(np.asarray(photo)[None], training=True))[0]
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_no_crop_and_no_flip_change_nothing():
     images = photos()
     np.testing.assert_array_equal(ops.convert_to_numpy(RandomCropFlip(0, False)(images, training=True)), images)
