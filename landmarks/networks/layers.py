@@ -95,7 +95,7 @@ class RandomCropFlip(layers.Layer):
         batch, height, width = ops.shape(photos)[0], photos.shape[1] or ops.shape(photos)[1], ops.shape(photos)[2]
         side_y, side_x = (self.crop, self.crop) if self.crop else (height, width)
         if self.area:
-            return self._resized(photos, side_y, side_x)
+            return self._resized(photos, batch, height, width, side_y, side_x)
         top, left, mirror = (self._uniform(batch) for _ in range(3))
         rows = ops.arange(side_y)[None] + ops.cast(top * ops.cast(height - side_y + 1, "float32"), "int32")
         columns = ops.tile(ops.arange(side_x)[None], (batch, 1))
@@ -106,8 +106,7 @@ class RandomCropFlip(layers.Layer):
         flat = ops.reshape(photos, (batch, -1, photos.shape[-1]))
         return ops.reshape(ops.take_along_axis(flat, pixels, axis=1), (batch, side_y, side_x, photos.shape[-1]))
 
-    def _resized(self, photos, side_y, side_x):
-        batch, height, width = ops.shape(photos)[0], photos.shape[1] or ops.shape(photos)[1], ops.shape(photos)[2]
+    def _resized(self, photos, batch, height, width, side_y, side_x):
         area, ratio, top, left, mirror = (self._uniform(batch) for _ in range(5))
         side, root = ops.sqrt(self.area + (1 - self.area) * area), ops.exp((ratio - 0.5) * math.log(4 / 3))
         rows = ops.tile((ops.arange(side_y, dtype="float32")[None] + 0.5) / side_y, (batch, 1))
