@@ -44,6 +44,18 @@ def test_a_model_without_head(tmp_path):
     assert load_features(tmp_path / "x.npz").landmark is None
 
 
+@pytest.mark.parametrize("spoilt", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_file_is_refused_for_what_is_not_finite_alone(tmp_path, spoilt, dtype):
+    embeddings = np.array([[0, -0.0, 6e-8], [65504, -65504, 1]], dtype)  # the least and the largest of float16
+    for path, last in ((tmp_path / "whole.npz", 1), (tmp_path / "spoilt.npz", spoilt)):
+        embeddings[1, 2] = last
+        save_features(path, Features(np.array(["a", "b"]), embeddings))
+    assert load_features(tmp_path / "whole.npz").embeddings.dtype == dtype
+    with pytest.raises(ValueError, match="not finite"):
+        load_features(tmp_path / "spoilt.npz")
+
+
 def test_parts_are_joined_and_what_they_lack_stays_away():
     parts = [take(FEATURES, np.array([row])) for row in range(2)]
     for name, array in concatenate(parts)._asdict().items():

@@ -15,7 +15,7 @@ from landmarks.running.command import InputError, check_stop
 from landmarks.running.features_file import Features, Outline, load_features, outline
 from landmarks.running.files import whole
 from landmarks.running.progress import Progress
-from landmarks.running.threads import cores
+from landmarks.running.threads import cores, in_threads
 
 faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores()))  # OpenMP knows no container
 BATCH = 1024  # rows at once of what is done to results
@@ -83,7 +83,7 @@ def search(
     """Find for every query the k index photos with the largest inner product, in float32, over the whole index.
 
     The index is in memory as float32 one part at a time: consecutive files, as near to one `parts`-th of the photos as
-    whole files come. Beside it there are one file, one batch of queries, and the result. Which photos are kept of
+    whole files come. Beside it there are two files, one batch of queries, and the result. Which photos are kept of
     those that tie for the k-th place is left to faiss. Embeddings are read once of each index file and once a part of
     each query file.
 
@@ -235,11 +235,10 @@ def embeddings_of(path: Path) -> np.ndarray:
 
 
 def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
-    """Fill `part`, (n, D) float32, with the chosen rows of some files."""
+    """Fill `part`, (n, D) float32, with the chosen rows of some files; the next one is read meanwhile."""
     size = 0
-    for path, rows in files:
+    for embeddings in in_threads(lambda file: embeddings_of(file[0])[file[1]], files, ahead=2, threads=2):
         check_stop()
-        embeddings = embeddings_of(path)[rows]
         part[size : (size := size + len(embeddings))] = embeddings
 
 

