@@ -129,7 +129,7 @@ def learnt_by_none(folders: list[Path], mirror: Mirror, files: list[Path]) -> se
         here = set(candidates.index.intersection(ids_in(path for path in files if path.stem in names)))
         found = here if found is None else found & here
     if found is not None and not found:
-        warn("scores are too high for probabilities: every train photo was learnt; --validation-shards 1")
+        warn("scores are rough as probabilities, as every train photo was learnt: --validation-shards 1 holds some out")
     return found or set()
 
 

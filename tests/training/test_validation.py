@@ -167,7 +167,7 @@ def test_a_photo_is_held_out_where_no_model_has_learnt_it(tmp_path, capsys):
         assert validation.learnt_by_none(folders, mirror, files) == set(expected)
     assert validation.learnt_by_none([one], mirror, files[:1]) == set()  # the others have no features
     command._say_warnings()
-    assert "scores are too high for probabilities" in capsys.readouterr().err
+    assert "scores are rough as probabilities" in capsys.readouterr().err
     assert validation.learnt_by_none([frozen, everything, one], mirror, files) == set()
     command._say_warnings()
     assert "every train photo was learnt" in capsys.readouterr().err
