@@ -237,9 +237,10 @@ def embeddings_of(path: Path) -> np.ndarray:
 def _read_part(files: list[tuple[Path, np.ndarray | slice]], part: np.ndarray) -> None:
     """Fill `part`, (n, D) float32, with the chosen rows of some files; the next one is read meanwhile."""
     size = 0
-    for embeddings in in_threads(lambda file: embeddings_of(file[0])[file[1]], files, ahead=2, threads=2):
+    for embeddings in in_threads(lambda file: embeddings_of(file[0])[file[1]], files, ahead=2, threads=1):
         check_stop()
         part[size : (size := size + len(embeddings))] = embeddings
+        del embeddings  # before a third one is begun
 
 
 def nearest(queries: np.ndarray, part: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
