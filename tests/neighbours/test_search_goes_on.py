@@ -221,7 +221,7 @@ def test_stops_while_a_part_is_read(files, monkeypatch):
     monkeypatch.setattr(search, "load_features", stop_at_the_second)
     with pytest.raises(command.Stopped):
         search.search(queries, index, 3)
-    assert read == index[:2]
+    assert read in (index[:2], index[:3])  # the third may be read ahead, the fourth never
 
 
 BOTH_SCRIPTS = """
