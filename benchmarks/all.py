@@ -31,6 +31,7 @@ SCRIPTS: dict[str, list[str]] = {
     "training": [],
     "throttled": [],
     "embedding": [],
+    "onednn": [],
     "search": [],
     "streaming": [],
     "compression": [],

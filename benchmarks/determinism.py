@@ -28,9 +28,8 @@ WAYS = {
     "the same again": TWO,
     "1 thread": {"TF_NUM_INTRAOP_THREADS": "1"},
     "4 threads": {"TF_NUM_INTRAOP_THREADS": "4"},
-    "with oneDNN": TWO | {"TF_ENABLE_ONEDNN_OPTS": "1"},  # TensorFlow has it off on a CPU without AVX-512
     "without oneDNN": TWO | {"TF_ENABLE_ONEDNN_OPTS": "0"},
-    "as on a CPU without AVX": TWO | {"ONEDNN_MAX_CPU_ISA": "SSE41"},  # matrix products are oneDNN's in any case
+    "as on a CPU without AVX": TWO | {"ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
 
 

@@ -26,6 +26,7 @@ from landmarks.running.features_file import Features, save_features
 from landmarks.running.recipe import Recipe, from_flat
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the scripts have it; TensorFlow reads it as it is imported
 settings.register_profile("long", max_examples=1700)  # pytest --hypothesis-profile=long
 
 

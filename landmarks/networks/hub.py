@@ -137,7 +137,8 @@ def _why_not(preset: str, error: Exception) -> str:
     if "://" not in preset and preset not in presets:
         return f"preset {preset!r} is neither a folder nor one of KerasHub's{suggestion(preset, presets, 3, 0.3)}"
     handle = presets.get(preset, {}).get("kaggle_handle", preset)
+    attach = f"; on Kaggle attach {handle}" if handle.startswith("kaggle://") else ""
     return (
         f"preset {preset} cannot be had ({type(error).__name__}: {reason}); without network bring its folder "
-        f"(config.json, image_converter.json, model.weights.h5; on Kaggle attach {handle}) and give it as hub:FOLDER"
+        f"(config.json, image_converter.json, model.weights.h5{attach}) and give it as hub:FOLDER"
     )

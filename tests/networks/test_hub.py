@@ -277,7 +277,7 @@ def test_what_cannot_be_a_backbone_is_one_clear_line(folders, tmp_path, monkeypa
 
     monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", away)
     refused(r"no route to host\); without network bring its folder.*attach kaggle://.*dinov2_small", "hub:dinov2_small")
-    refused("preset hf://me/mine cannot be had.*hub:FOLDER", "hf:me/mine")
+    refused(r"preset hf://me/mine cannot be had.*weights\.h5\) and give it as hub:FOLDER", "hf:me/mine")
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     refused("pip install -r requirements-hub.txt")
 
