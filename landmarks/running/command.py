@@ -214,8 +214,8 @@ def prepare_backend() -> None:
 
     One inter-op thread and one intra-op thread a core trained ResNet50 1.9 times as fast on two cores as
     TensorFlow's default (7.65 against 4.1 images/s), which runs several operations side by side on the same cores.
-    oneDNN, which TensorFlow takes by itself on a CPU with AVX512_VNNI or AMX alone, trained EfficientNet-Lite0 1.48 times
-    as fast on two cores that have only AVX2, and embedded 1.32 times as fast (benchmarks/onednn.py).
+    oneDNN, which TensorFlow takes by itself on a CPU with AVX512_VNNI or AMX alone, trained EfficientNet-Lite0 1.48
+    times as fast on two cores that have only AVX2, and embedded 1.32 times as fast (benchmarks/onednn.py).
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")

@@ -345,7 +345,5 @@ class EmbeddingSettings(Section):
     @model_validator(mode="after")
     def _fit_together(self) -> "EmbeddingSettings":
         if self.dimensions and self.whitening == "none":
-            raise ValueError(
-                "--whitening none leaves all dimensions: --dimensions 0, or --whitening pca, lda or learned"
-            )
+            raise ValueError("--whitening none leaves all dimensions: --dimensions 0; or --whitening pca, lda, learned")
         return self
