@@ -46,6 +46,12 @@ def test_a_cluster_of_no_device_is_refused():
         tasks.devices(nodes(HEAD))
 
 
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_a_worker_has_onednn_where_this_machine_has_it(monkeypatch, value):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
+    assert tasks.options({"num_cpus": 2}, 1)["runtime_env"]["env_vars"]["TF_ENABLE_ONEDNN_OPTS"] == value
+
+
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     tasks.require("")
