@@ -37,7 +37,7 @@ def measure(backbone: str) -> None:
     from landmarks.networks.engines import Compiled
     from landmarks.running.settings import ModelSettings
 
-    settings = {"backbone": backbone, "weights": "none", "pooling": "average", "image_size": SIZE}
+    settings = {"backbone": backbone, "weights": "none", "pooling": "average", "image_size": SIZE, "crop": 1.0}
     model = models.build_model(CLASSES, ModelSettings(loss="softmax", **settings))
     for layer in next(layer for layer in model.layers if isinstance(layer, keras.Model)).layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)

@@ -112,7 +112,7 @@ def test_the_scripts_leave_the_user_his_settings_of_tensorflow():
     program = "import os; from landmarks.running import command; command.prepare_backend();"
     program += "print(os.environ['TF_NUM_INTEROP_THREADS'], os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     given_and_expected = (
-        ({}, "1 1"), ({"TF_NUM_INTEROP_THREADS": "5"}, "5 1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "1 0")
+        ({}, "2 1"), ({"TF_NUM_INTEROP_THREADS": "5"}, "5 1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "2 0")
     )  # fmt: skip
     for given, expected in given_and_expected:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | given

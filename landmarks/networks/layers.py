@@ -102,9 +102,10 @@ class RandomCropFlip(layers.Layer):
         if self.flip:
             columns = ops.where(mirror < 0.5, side_x - 1 - columns, columns)
         columns = columns + ops.cast(left * ops.cast(width - side_x + 1, "float32"), "int32")
-        pixels = ops.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1, 1))
-        flat = ops.reshape(photos, (batch, -1, photos.shape[-1]))
-        return ops.reshape(ops.take_along_axis(flat, pixels, axis=1), (batch, side_y, side_x, photos.shape[-1]))
+        # Of all photos' pixels in a row: take_along_axis, photo by photo, takes TensorFlow seven times as long.
+        rows = rows + ops.arange(batch)[:, None] * height
+        pixels = rows[:, :, None] * width + columns[:, None, :]
+        return ops.take(ops.reshape(photos, (-1, 3)), pixels, axis=0)
 
     def _resized(self, photos, batch, height, width, side_y, side_x):
         area, ratio, top, left, mirror = (self._uniform(batch) for _ in range(5))
@@ -113,11 +114,13 @@ class RandomCropFlip(layers.Layer):
         columns = ops.tile((ops.arange(side_x, dtype="float32")[None] + 0.5) / side_x, (batch, 1))
         if self.flip:
             columns = ops.where(mirror < 0.5, 1 - columns, columns)
-        flat = ops.reshape(ops.cast(photos, "float32"), (batch, height, width * 3))
-        cut = ops.matmul(_enlarged(rows, top, ops.minimum(side / root, 1.0), height, side_y), flat)
+        rows = _enlarged(rows, top, ops.minimum(side / root, 1.0), height, side_y)
         columns = _enlarged(columns, left, ops.minimum(side * root, 1.0), width, side_x)
-        cut = ops.einsum("bxw,bywc->byxc", columns, ops.reshape(cut, (batch, side_y, width, 3)))
-        return ops.cast(_rounded(cut), "uint8")
+        cut = ops.matmul(rows, ops.reshape(ops.cast(photos, "float32"), (batch, height, width * 3)))
+        turned = ops.transpose(ops.reshape(cut, (batch, side_y, width, 3)), (0, 2, 1, 3))
+        cut = ops.matmul(columns, ops.reshape(turned, (batch, width, side_y * 3)))
+        turned = ops.reshape(ops.cast(_rounded(cut), "uint8"), (batch, side_x, side_y, 3))
+        return ops.transpose(turned, (0, 2, 1, 3))
 
     def _uniform(self, batch):
         return keras.random.uniform((batch, 1), seed=self.generator)

@@ -212,13 +212,13 @@ def _cut_output() -> int:
 def prepare_backend() -> None:
     """Set the environment before Keras is imported, except what the user has set.
 
-    One inter-op thread and one intra-op thread a core trained ResNet50 1.9 times as fast on two cores as
-    TensorFlow's default (7.65 against 4.1 images/s), which runs several operations side by side on the same cores.
+    Two inter-op threads and an intra-op thread a core trained EfficientNet-Lite0 1.11 times and ResNet50 1.05 times as
+    fast on two cores as one inter-op thread did, with oneDNN (three processes each, in turns).
     oneDNN, which TensorFlow takes by itself on a CPU with AVX512_VNNI or AMX alone, trained EfficientNet-Lite0 1.48
     times as fast on two cores that have only AVX2, and embedded 1.32 times as fast (benchmarks/onednn.py).
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores()))
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong is an exception too; oneDNN's errors are none
