@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 ALONE = [  # settings that leave the model and its embeddings as they are, whatever the recipe
     "--beside=", "--whitening=none", "--dimensions=0", "--scales=1", "--scale-pooling=mean", "--mirrored",
 ]  # fmt: skip
-PLAIN = ["--recipe=small", "--database-augmentation=0", *ALONE]  # and train a head by softmax
+# And train a head by softmax, with a checkpoint to go on from after each mini-epoch, which take no minute.
+PLAIN = ["--recipe=small", "--checkpoint-minutes=0", "--database-augmentation=0", *ALONE]
 
 
 @cache

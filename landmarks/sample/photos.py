@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from landmarks.running.command import InputError, check_stop
 from landmarks.running.processes import begin_worker
+from landmarks.running.threads import cores
 from landmarks.sample.buildings import building
 from landmarks.sample.scene import Camera, Face, Texture, box, corners, look, plain, revolve, rgb
 from landmarks.sample.street import Stock, around, clutter, make_stock, photograph
@@ -159,11 +160,11 @@ def listing(
 
 
 def render(urls: Sequence[str]) -> dict[str, bytes]:
-    """The photos by url, rendered in two fresh processes: a fork of one that runs TensorFlow may hang."""
+    """The photos by url, rendered in fresh processes, one a core: a fork of one that runs TensorFlow may hang."""
     from landmarks.running.progress import Progress
 
     rendered = {}
-    pool = ProcessPoolExecutor(2, get_context("spawn"), begin_worker)
+    pool = ProcessPoolExecutor(cores(), get_context("spawn"), begin_worker)
     try:
         results = Progress(pool.map(photo, urls, chunksize=8), "sample", len(urls), unit=" photos")
         for url, data in zip(urls, results, strict=True):

@@ -97,8 +97,8 @@ def find_hits(predictions: Mapping[Any, Sequence[str]], solution: Mapping[Any, C
     for query, relevant in solution.items():
         awaited, found = set(relevant), predictions.get(query, ())
         ranks = [rank for rank, neighbour in enumerate(found, 1) if neighbour in awaited]
-        if len(ranks) > len(awaited.intersection(found)):  # some come twice
-            first = {found[rank - 1]: rank for rank in reversed(ranks)}
+        first = {found[rank - 1]: rank for rank in reversed(ranks)}
+        if len(first) < len(ranks):  # some come twice
             ranks = sorted(first.values())
         hits.append(Hits(ranks, len(relevant)))
     return hits
