@@ -214,8 +214,8 @@ def prepare_backend() -> None:
 
     Two inter-op threads and an intra-op thread a core trained EfficientNet-Lite0 1.11 times and ResNet50 1.05 times as
     fast on two cores as one inter-op thread did, with oneDNN (three processes each, in turns).
-    oneDNN, which TensorFlow takes by itself on a CPU with AVX512_VNNI or AMX alone, trained EfficientNet-Lite0 1.48
-    times as fast on two cores that have only AVX2, and embedded 1.32 times as fast (benchmarks/onednn.py).
+    oneDNN, which TensorFlow takes by itself on a CPU with AVX512_VNNI or AMX alone, trained EfficientNet-Lite0 1.40
+    times as fast on two cores that have only AVX2, and embedded 1.62 times as fast (benchmarks/onednn.py).
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
