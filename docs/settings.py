@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from landmarks.running.command_line import TYPES, flag
+from landmarks.running.command_line import TYPES, flag, meanings
 from landmarks.running.recipe import load
 
 PAGE = ROOT / "docs/settings.md"
@@ -60,7 +60,7 @@ def table() -> str:
         lines += [f"### {name.capitalize()}", "", f"{about[0].upper()}{about[1:]}. In one work folder these {may}.", ""]
         lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
         for setting, field in type(section).model_fields.items():
-            meaning = " ".join((field.description or "").split())
+            meaning = " ".join(meanings(type(section))[setting].split())
             cells = [f"`{flag(setting)}`", values(setting, field), default(getattr(section, setting)), meaning]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")

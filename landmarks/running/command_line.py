@@ -1,11 +1,15 @@
 """Settings on a command line: read by name; with --help explained, those that matter first or all of them."""
 
 import argparse
+import ast
+import inspect
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,10 +29,6 @@ TYPES = {  # what pydantic says of them, in plain words; a setting's title says 
 }  # fmt: skip
 
 
-class Described(BaseSettings, use_attribute_docstrings=False):
-    """Of fields that have their descriptions: pydantic looks through every module for the source of a made class."""
-
-
 def parse(
     arguments: list[str],
     sections: Mapping[str, type[Section]],
@@ -44,11 +44,13 @@ def parse(
     Raises InputError for an unknown name, or a value that cannot be read.
     """
     section_of = {setting: name for name, section in sections.items() for setting in section.model_fields}
-    explains_all = "all" in arguments
+    explains, explains_all = bool({"-h", "--help"} & set(arguments)), "all" in arguments
     groups: dict[str, Any] = {}
+    explained = sections.values() if explains else ()
+    meaning_of = {setting: text for section in explained for setting, text in meanings(section).items()}
 
     def add(parser: argparse.ArgumentParser, *flags: str, dest: str = "help", **options: Any) -> None:
-        if dest not in section_of:
+        if not explains or dest not in section_of:
             parser.add_argument(*flags, dest=dest, **{**options, "help": argparse.SUPPRESS})
             return
         section = sections[section_of[dest]]
@@ -56,7 +58,7 @@ def parse(
         if "metavar" in options:
             options["metavar"] = field.title or TYPES.get(options["metavar"], options["metavar"])
         default = defaults.get(dest, field.default)
-        options["help"] = f"{field.description}" + ("" if default in ("", [], {}) else f" (default: {default})")
+        options["help"] = meaning_of[dest] + ("" if default in ("", [], {}) else f" (default: {default})")
         name = "what matters first" if dest in FIRST else section_of[dest]
         if dest in unused or not (explains_all or dest in FIRST):
             options["help"] = argparse.SUPPRESS
@@ -68,7 +70,7 @@ def parse(
         groups[name].add_argument(*flags, dest=dest, **options)
 
     # The fields of the last base come first.
-    bases: tuple[type, ...] = (*reversed(list(sections.values())), Described)
+    bases: tuple[type, ...] = (*reversed(list(sections.values())), BaseSettings)
     source: CliSettingsSource = CliSettingsSource(
         create_model("Settings", __base__=bases, __doc__=""),
         cli_kebab_case=True,
@@ -77,12 +79,33 @@ def parse(
         cli_exit_on_error=False,
         add_argument_method=add,
     )
-    if {"-h", "--help"} & set(arguments):
+    if explains:
         _print_help(source.root_parser)
     try:
         return source(args=arguments)()
     except SettingsError as error:
         raise InputError(_explain(str(error), section_of)) from error
+
+
+def meanings(section: type[Section]) -> dict[str, str]:
+    """What each setting of a section means: the text below it, which pydantic would read at every start."""
+    body = _classes(inspect.getfile(section))[section.__name__]
+    return {
+        setting.target.id: inspect.cleandoc(text.value.value)
+        for setting, text in pairwise(body)
+        if isinstance(setting, ast.AnnAssign)
+        and isinstance(setting.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+@cache
+def _classes(source: str) -> dict[str, list[ast.stmt]]:
+    """The bodies of a module's classes by name."""
+    module = ast.parse(Path(source).read_text(encoding="utf-8"))
+    return {one.name: one.body for one in module.body if isinstance(one, ast.ClassDef)}
 
 
 def _print_help(parser: argparse.ArgumentParser) -> NoReturn:

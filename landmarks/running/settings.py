@@ -49,7 +49,7 @@ class Section(BaseModel, allow_inf_nan=False):
     """Settings of one purpose."""
 
     # Defaults are validated too: a 0 that is read again as 0.0 would be another setting to a digest.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     free: ClassVar[bool] = False  # they may differ between two runs in one work folder: no model or features change
 
