@@ -195,7 +195,7 @@ def options(device: dict[str, float], slots: int) -> dict[str, Any]:
     """Ray's, of an actor that holds a device and does so many tasks at a time; a lost one starts again elsewhere."""
     environment = {
         "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
-        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "2",
         "TF_NUM_INTRAOP_THREADS": str(cores_of(device)),
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
         "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -93,7 +93,7 @@ class RunSettings(Section):
     """a Ray cluster that embeds the shards, finds their local features, and searches exactly, each device a part of the
     index: its address, or auto for the one that this machine is part of, or else all devices of this machine; empty:
     this process alone"""
-    checkpoint_minutes: float = Field(0, ge=0)
+    checkpoint_minutes: float = Field(1, ge=0)
     """minutes between checkpoints, within a mini-epoch too; 0: one after each mini-epoch"""
     track: Literal["none", "mlflow"] = "none"
     """note the run in a tracker of experiments too, when a script ends: in MLflow, at MLFLOW_TRACKING_URI or else in

@@ -14,7 +14,7 @@ from landmarks.training import run as training
 def small_training(tiny_mirror, work, **settings):
     recipe = recipe_with(
         mirror=str(tiny_mirror), work=work, backbone="Tiny", weights="none", image_size=32, crop=1, batch_size=8,
-        epochs=1, **settings,
+        epochs=1, checkpoint_minutes=0, **settings,
     )  # fmt: skip
     mirror = open_mirror(recipe.source.mirror)
     return training.train(recipe.run, recipe.model, recipe.training, mirror, mirror.train(), np.array([10, 20, 30]))

@@ -18,7 +18,7 @@ def recipe(tiny_mirror, tmp_path):
     return load(
         [
             "--recipe=small", f"--mirror={tiny_mirror}", f"--work={tmp_path}", "--backbone=MobileNet", "--weights=none",
-            "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=1",
+            "--image-size=32", "--crop=1", "--batch-size=3", "--epochs=1", "--checkpoint-minutes=0",
         ]
     )  # fmt: skip
 
@@ -165,6 +165,16 @@ def test_a_checkpoint_that_is_due_holds_no_diverged_model(run, monkeypatch):
     with pytest.raises(InputError, match="loss is nan"):
         run.mini_epoch(SHARD, IDS)
     assert saved == [1]
+
+
+@pytest.mark.parametrize(("minutes", "after"), [(0, [1, 2, 3, 4]), (60, [4])])
+def test_between_mini_epochs_a_checkpoint_waits_for_its_time_but_for_the_last(run, monkeypatch, minutes, after):
+    run.run = run.run.model_copy(update={"checkpoint_minutes": minutes})
+    saved = []
+    monkeypatch.setattr(run, "save", lambda: saved.append(run.done))
+    for number in range(1, run.total + 1):
+        run.finish_mini_epoch({"mini_epoch": number})
+    assert run.total == 4 and saved == after
 
 
 def test_arcface_gets_the_margin_of_each_class_and_weights_on_request(run, recipe):
